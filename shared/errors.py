@@ -93,9 +93,7 @@ class GuildcastError(Exception):
     default_code: ErrorCode = ErrorCode.CONFIG_INVALID
     retryable: bool = False
 
-    def __init__(
-        self, message: str, *, code: ErrorCode | None = None, retryable: bool | None = None
-    ) -> None:
+    def __init__(self, message: str, *, code: ErrorCode | None = None, retryable: bool | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.code = code if code is not None else self.default_code

@@ -1,0 +1,137 @@
+"""Records that the coordinator and the workers keep on Redis. Readers ignore fields they do not know.
+
+Source: design section 4, "State" and "What a worker shall do".
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from shared.schema.job import OpusOptions, SourceSpec, SpeakingFlag, Voice
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A record that ignores unknown fields, so that two versions can run side by side."""
+
+
+class GuildSpec(Record, frozen=True, kw_only=True):
+    """What a guild shall hear, and with which credentials (`voice` may be sealed)."""
+
+    bot: str
+    guild: str
+    channel: str
+    broadcast: str
+    speaking: tuple[SpeakingFlag, ...] = ("microphone",)
+    voice: Voice | str | None = None
+    job: str = ""
+
+
+GuildState = Literal[
+    "wanted",
+    "connecting",
+    "playing",
+    "idle",
+    "alone",
+    "suppressed",
+    "reconnecting",
+    "voice_wanted",
+    "stopped",
+    "failed",
+]
+
+
+class GuildStatus(Record, frozen=True, kw_only=True):
+    """How a guild is doing, as told by the worker that holds it."""
+
+    state: GuildState
+    at: int
+    worker: str = ""
+    slot: int | None = None
+    code: str = ""
+    message: str = ""
+    close_code: int | None = None
+
+
+class BroadcastSpec(Record, frozen=True, kw_only=True):
+    """A programme and its one run on air. `run` names the life from start to stop."""
+
+    broadcast: str
+    run: int
+    source: SourceSpec
+    opus: OpusOptions
+    job: str = ""
+
+
+BroadcastState = Literal["starting", "playing", "paused", "stalled", "ended"]
+
+
+class BroadcastStatus(Record, frozen=True, kw_only=True):
+    """How a broadcast is doing, as told by the encode worker that holds its source."""
+
+    state: BroadcastState
+    at: int
+    worker: str = ""
+    epoch_us: int = 0
+    encodes: int = 0
+    """Encoders started for this run so far, takeovers and retries of the source included."""
+    code: str = ""
+    message: str = ""
+
+
+WorkerRole = Literal["fanout", "encode"]
+
+
+class WorkerStats(Record, frozen=True, kw_only=True):
+    """Figures of a worker since its start, renewed with its lease."""
+
+    guilds: int = 0
+    sources: int = 0
+    packets_sent: int = 0
+    packets_dropped: int = 0
+    ticks_skipped: int = 0
+    underruns: int = 0
+    lateness_p999_us: int = 0
+    cpu_ns: int = 0
+    """Worker and its children, user and system."""
+
+
+class WorkerRecord(Record, frozen=True, kw_only=True):
+    """A worker process. `id` is new at every start, `name` is stable."""
+
+    id: str
+    name: str
+    role: WorkerRole
+    host: str
+    region: str = ""
+    capacity: int
+    headroom: int
+    stats: WorkerStats = WorkerStats()
+    gone: bool = False
+    """Set by the supervisor that saw the process end."""
+
+
+class GuildWant(Record, frozen=True, kw_only=True):
+    """Entry of a fan-out worker's `want`: hold this guild under this generation."""
+
+    generation: int
+    spec: GuildSpec
+
+
+class SourceWant(Record, frozen=True, kw_only=True):
+    """Entry of an encode worker's `want`: publish this run with `term`; `stop` asks for the end of the run."""
+
+    generation: int
+    term: int
+    spec: BroadcastSpec
+    stop: bool = False
+
+
+class JobStatus(Record, frozen=True, kw_only=True):
+    """State of a job, kept for 24 h."""
+
+    state: Literal["queued", "done", "failed"]
+    at: int
+    code: str = ""
+    message: str = ""

@@ -1,0 +1,159 @@
+"""The one place where Redis clients are made: no automatic retries, every call bounded in time, errors from our tree.
+
+Whoever calls decides what to do about `StoreUnavailable`; there is no second layer that retries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import redis.asyncio
+import stamina
+from redis import exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from shared.errors import StoreError, StoreUnavailable
+
+CALL_TIMEOUT_S = 2.0
+START_TIMEOUT_S = 30.0
+"""How long a process tries to reach Redis at its start."""
+
+Arg = str | bytes | int | float
+Command = tuple[Arg, ...]
+
+
+@cache
+def _script(name: str) -> tuple[str, str]:
+    text = (files("shared.store") / "scripts" / f"{name}.lua").read_text()
+    return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+@contextmanager
+def _our_errors() -> Iterator[None]:
+    try:
+        yield
+    except (
+        exceptions.ConnectionError,
+        exceptions.TimeoutError,
+        exceptions.BusyLoadingError,
+        exceptions.ReadOnlyError,
+        exceptions.ClusterDownError,
+        OSError,
+    ) as error:
+        raise StoreUnavailable(str(error) or type(error).__name__) from error
+    except exceptions.RedisError as error:
+        raise StoreError(str(error)) from error
+
+
+class Store:
+    """One Redis client.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`.
+        ca_file: one more CA to trust with `rediss://`.
+        raw: replies are bytes (frames) instead of text (everything else).
+        block_s: longest that a blocking read of this client waits; a client that blocks serves one reader only.
+    """
+
+    def __init__(self, url: str, *, ca_file: Path | None = None, raw: bool = False, block_s: float = 0.0) -> None:
+        options: dict[str, Any] = {}
+        if url.startswith("rediss://") and ca_file is not None:
+            options["ssl_ca_certs"] = str(ca_file)
+        self._url = url
+        self._ca_file = ca_file
+        self._redis: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
+            url,
+            decode_responses=not raw,
+            encoding_errors="replace",
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=CALL_TIMEOUT_S + block_s,
+            socket_connect_timeout=CALL_TIMEOUT_S,
+            protocol=2,
+            **options,
+        )
+
+    def sibling(self, *, raw: bool = False, block_s: float = 0.0) -> Store:
+        """Another client of the same server."""
+        return Store(self._url, ca_file=self._ca_file, raw=raw, block_s=block_s)
+
+    async def command(self, *command: Arg) -> Any:
+        """Send one command.
+
+        Raises: StoreUnavailable, StoreError.
+        """
+        with _our_errors():
+            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    async def transaction(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands as one MULTI; all happen or none.
+
+        Raises: StoreUnavailable, StoreError.
+        """
+        return await self._pipeline(commands, transaction=True)
+
+    async def pipeline(self, commands: Sequence[Command]) -> list[Any]:
+        """Send independent commands in one round trip.
+
+        Raises: StoreUnavailable, StoreError.
+        """
+        return await self._pipeline(commands, transaction=False) if commands else []
+
+    async def _pipeline(self, commands: Sequence[Command], *, transaction: bool) -> list[Any]:
+        with _our_errors():
+            async with self._redis.pipeline(transaction=transaction) as pipeline:
+                for command in commands:
+                    pipeline.execute_command(*command)
+                return list(await pipeline.execute())
+
+    async def script(self, name: str, keys: Sequence[str], args: Sequence[Arg]) -> Any:
+        """Run `scripts/<name>.lua`; every key it touches stands in `keys`.
+
+        Raises: StoreUnavailable, StoreError.
+        """
+        text, sha = _script(name)
+        with _our_errors():
+            try:
+                return await self._redis.execute_command("EVALSHA", sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+            except exceptions.NoScriptError:
+                return await self._redis.execute_command("EVAL", text, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+
+    async def hear(self, channels: Sequence[str], quiet_s: float) -> AsyncGenerator[str | None, None]:
+        """Messages of pub/sub channels as the channel's name; None whenever `quiet_s` passed without one.
+
+        The first item is None, as soon as the subscription stands: whatever was said before it must be looked up.
+        Raises: StoreUnavailable.
+        """
+        with _our_errors():
+            async with self._redis.pubsub() as pubsub:
+                await pubsub.subscribe(*channels)
+                yield None
+                while True:
+                    message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=quiet_s)
+                    if message is None:
+                        yield None
+                    elif message["type"] == "message":
+                        channel = message["channel"]
+                        yield channel if isinstance(channel, str) else channel.decode()
+
+    async def close(self) -> None:
+        with _our_errors():
+            await self._redis.aclose()
+
+
+async def reach(store: Store) -> None:
+    """Wait until Redis answers, 30 s at most.
+
+    Raises: StoreUnavailable.
+    """
+    async for attempt in stamina.retry_context(
+        on=StoreUnavailable, timeout=START_TIMEOUT_S, attempts=None, wait_initial=0.1, wait_max=2.0
+    ):
+        with attempt:
+            await store.command("PING")

@@ -1,0 +1,134 @@
+"""The encode worker: holds the sources that the coordinator gave it. Knows of no guild."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from shared import process
+from shared.clock import CommonClock, LocalClock
+from shared.errors import GuildcastError, StoreUnavailable
+from shared.logs import get_logger
+from shared.schema.event import Event
+from shared.schema.records import BroadcastState, BroadcastStatus, SourceWant, WorkerRecord, WorkerStats
+from shared.settings import Settings, parse_clock_error
+from shared.store import time_sync
+from shared.store.client import Store, reach
+from shared.store.keys import Keys
+from worker.encode.publish import Publisher
+from worker.encode.run import SourceRun
+from worker.membership import RENEW_EVERY_MS, Membership, unix_ms
+from worker.reporter import Reporter
+
+_FLUSH_WITHIN_S = 0.5
+
+
+class EncodeWorker:
+    """One worker process.
+
+    Args:
+        record: id, name, role, host and capacity.
+    """
+
+    def __init__(self, settings: Settings, record: WorkerRecord) -> None:
+        self._settings = settings
+        self._keys = Keys(settings.namespace)
+        self._clock = CommonClock(LocalClock(*parse_clock_error(settings.clock_error)))
+        self._store = Store(settings.redis_url, ca_file=settings.tls_ca_file)
+        self._frames = self._store.sibling(raw=True)
+        self._membership = Membership(self._store, self._keys, record, self._clock.local)
+        self._reporter = Reporter(self._membership)
+        self._capacity = record.capacity
+        self._runs: dict[str, SourceRun] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set; sources are left to be taken over by another worker.
+
+        Raises: StoreUnavailable: Redis did not answer at the start.
+        """
+        try:
+            await reach(self._store)
+            await time_sync.synchronise(self._store, self._clock)
+            await self._membership.join()
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(time_sync.follow(self._store, self._clock), name="clock"),
+                    group.create_task(self._reconcile_for_ever(), name="want"),
+                    group.create_task(self._reporter.run(), name="reporter"),
+                    group.create_task(self._beat(), name="beat"),
+                ]
+                get_logger().info("worker.started", capacity=self._capacity)
+                await stop.wait()
+                await asyncio.gather(*(run.close() for run in self._runs.values()), *self._ending)
+                await self._reporter.flushed(_FLUSH_WITHIN_S)
+                for task in tasks:
+                    task.cancel()
+            try:
+                await self._membership.leave()
+            except StoreUnavailable as error:
+                get_logger().warning("worker.leave_failed", error=error.message)
+        finally:
+            await asyncio.gather(*(run.close() for run in self._runs.values()))
+            await self._frames.close()
+            await self._store.close()
+        get_logger().info("worker.stopped")
+
+    async def _beat(self) -> None:
+        while True:
+            self._membership.beat(max(0, self._capacity - len(self._runs)), self._stats())
+            await asyncio.sleep(RENEW_EVERY_MS / 1_000)
+
+    def _stats(self) -> WorkerStats:
+        children = [run.child_pid for run in self._runs.values()]
+        return WorkerStats(
+            sources=len(self._runs),
+            cpu_ns=time.process_time_ns() + sum(process.cpu_ns(pid) for pid in children if pid is not None),
+        )
+
+    async def _reconcile_for_ever(self) -> None:
+        async for wants in self._membership.wants(SourceWant):
+            for key in list(self._runs):
+                if key not in wants or wants[key].generation != self._runs[key].want.generation:
+                    self._keep(asyncio.create_task(self._runs.pop(key).close()))
+            for key, want in wants.items():
+                run = self._runs.get(key)
+                if run is None:
+                    publisher = Publisher(self._frames, self._keys.frames(want.spec.run), want.spec.source.lead_ms)
+                    self._runs[key] = SourceRun(want, publisher, self._clock, self._settings.media_dir, self._tell)
+                elif run.want != want:
+                    run.update(want)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def _tell(self, run: SourceRun, state: BroadcastState, reason: str, error: GuildcastError | None) -> None:
+        spec, at = run.want.spec, unix_ms()
+        code = str(error.code) if error else ""
+        message = error.message if error else ""
+        self._reporter.tell(
+            self._keys.broadcast(spec.broadcast),
+            run.want.generation,
+            BroadcastStatus(
+                state=state,
+                at=at,
+                worker=self._membership.id,
+                epoch_us=run.epoch_us,
+                encodes=run.encodes,
+                code=code,
+                message=message,
+            ),
+            Event(
+                type=f"broadcast.{state}",  # type: ignore[arg-type]
+                at=at,
+                job=spec.job,
+                broadcast=spec.broadcast,
+                run=spec.run,
+                worker=self._membership.id,
+                generation=run.want.generation,
+                code=code,
+                message=message,
+                reason=reason,
+            ),
+        )

@@ -1,0 +1,289 @@
+"""One source on air: its child's frames are given their place in time and published ahead of it.
+
+Two tasks: the feeder runs the child, and starts it anew when the source fails; the publisher knows index and time.
+Source: design section 3, "Lead", "Cuts" and "Gaps".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from shared.clock import NS_PER_MS, NS_PER_US, CommonClock
+from shared.errors import ErrorCode, Fenced, GuildcastError, SourceError, StoreUnavailable
+from shared.logs import get_logger
+from shared.schema.frame_entry import FRAMES_PER_ENTRY, TICK_US, Flags, FrameEntry
+from shared.schema.records import BroadcastState, SourceWant
+from worker.encode.publish import Publisher
+from worker.encode.records import ChildOrder
+from worker.encode.resolve import resolve_source
+from worker.encode.source import EncodedFrame, SourceChild
+
+START_FRAMES = 25
+"""A run goes on air when 500 ms of it are there."""
+CUT_AHEAD_NS = 200 * NS_PER_MS
+"""A cut, a start or a return lies this far ahead, so that every worker knows of it in time."""
+MARK_AHEAD_NS = 100 * NS_PER_MS
+SOURCE_TRIES = 5
+_BACKOFF_S = 0.5
+_LONGEST_BACKOFF_S = 8.0
+_RECOVERED_FRAMES = 500
+"""A source that ran for 10 s has its tries back."""
+_QUEUE_FRAMES = 50
+_FRAME_SAMPLES = 960
+_TICK_NS = TICK_US * NS_PER_US
+
+Tell = Callable[["SourceRun", BroadcastState, str, GuildcastError | None], None]
+_T = TypeVar("_T")
+
+
+class SourceRun:
+    """Publishes one run under one generation.
+
+    Args:
+        want: what the coordinator asked for.
+        publisher: of the run's stream.
+        media_dir: where sources that are files may lie.
+        tell: takes the broadcast's state, with a reason or an error.
+    Attributes:
+        epoch_us: time of frame 0; 0 until it is known.
+        encodes: children started.
+    """
+
+    def __init__(
+        self, want: SourceWant, publisher: Publisher, clock: CommonClock, media_dir: Path | None, tell: Tell
+    ) -> None:
+        self.want = want
+        self.epoch_us = 0
+        self.encodes = 0
+        self._publisher = publisher
+        self._clock = clock
+        self._media_dir = media_dir
+        self._tell = tell
+        self._next_index = 0
+        self._position_samples = 0
+        self._batch: list[EncodedFrame] = []
+        self._away = True
+        """Nothing lies ahead of the listeners: what comes next starts at now + 200 ms."""
+        self._frames: asyncio.Queue[EncodedFrame | SourceError | None] = asyncio.Queue(_QUEUE_FRAMES)
+        self._heard = False
+        self._child: SourceChild | None = None
+        self._log = get_logger().bind(broadcast=want.spec.broadcast, run=want.spec.run, term=want.term)
+        self.task = asyncio.create_task(self._run(), name=f"source {want.spec.broadcast}")
+
+    @property
+    def child_pid(self) -> int | None:
+        return self._child.pid if self._child else None
+
+    async def _run(self) -> None:
+        try:
+            last = await self._patiently(self._publisher.last)
+            if last is not None:
+                self.epoch_us, self._next_index = last.epoch_us, last.next_index
+                self._position_samples = last.position_samples + _FRAME_SAMPLES * len(last.packets)
+                self._away = self._is_past(self._next_index)
+            if self.want.stop or (last is not None and Flags.ENDED in last.flags):
+                await self._end("stopped")
+                return
+            feeder = asyncio.create_task(self._feed(), name=f"feeder {self.want.spec.broadcast}")
+            try:
+                await self._publish_all()
+            finally:
+                feeder.cancel()
+                await asyncio.gather(feeder, return_exceptions=True)
+        except Fenced as error:
+            self._log.info("publisher.fenced", error=error.message)
+        except Exception:  # noqa: BLE001 - one source's defect must not end the others
+            self._log.exception("source.crashed")
+            self._tell(self, "ended", "source_failed", SourceError("internal error", code=ErrorCode.SOURCE_FAILED))
+
+    # the feeder
+
+    async def _feed(self) -> None:
+        """Put frames, then None at the end of the source, or the error that ends it."""
+        position_samples = self._position_samples
+        tries = 0
+        while True:
+            frames = 0
+            try:
+                async for frame in self._child_frames(position_samples):
+                    await self._frames.put(frame)
+                    position_samples = frame.position_samples + _FRAME_SAMPLES
+                    frames += 1
+                    if frames == 1 and tries and self._heard:
+                        self._tell(self, "playing", "", None)
+                await self._frames.put(None)
+                return
+            except SourceError as error:
+                tries = 1 if frames >= _RECOVERED_FRAMES else tries + 1
+                self._log.warning("source.stalled", code=error.code, error=error.message, attempt=tries)
+                self._tell(self, "stalled", "", error)
+                if tries >= SOURCE_TRIES or not error.retryable:
+                    await self._frames.put(error)
+                    return
+            backoff_s = min(_LONGEST_BACKOFF_S, _BACKOFF_S * 2 ** (tries - 1))
+            await asyncio.sleep(backoff_s * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+
+    async def _child_frames(self, start_samples: int) -> AsyncGenerator[EncodedFrame, None]:
+        source = self.want.spec.source
+        url = resolve_source(source.url or "", self._media_dir)
+        self.encodes += 1
+        child = await SourceChild.start(
+            ChildOrder(url=url, loop=source.loop, start_samples=start_samples, opus=self.want.spec.opus)
+        )
+        self._child = child
+        try:
+            while (frame := await child.read()) is not None:
+                yield frame
+        finally:
+            self._child = None
+            await child.close()
+
+    # the publisher
+
+    async def _publish_all(self) -> None:
+        while True:
+            frame = await self._next_frame()
+            if isinstance(frame, EncodedFrame):
+                self._batch.append(frame)
+                if not self.epoch_us and len(self._batch) < START_FRAMES:
+                    continue
+                while len(self._batch) >= FRAMES_PER_ENTRY:
+                    await self._publish_batch(Flags.NONE)
+            elif frame is None:
+                await self._publish_batch(Flags.ENDED)
+                await self._finished("finished", None)
+                return
+            else:
+                if self._batch or self.epoch_us:
+                    await self._publish_batch(Flags.ENDED)
+                await self._finished("source_failed", frame)
+                return
+
+    async def _next_frame(self) -> EncodedFrame | SourceError | None:
+        """The next frame; when listeners are about to run dry before it comes, the gap is flagged first."""
+        if self.epoch_us and not self._away:
+            deadline_ns = self._time_ns(self._next_index) - MARK_AHEAD_NS - self._clock.now_ns()
+            try:
+                async with asyncio.timeout(max(0.0, deadline_ns / 1e9)):
+                    return await self._frames.get()
+            except TimeoutError:
+                if not self._frames.empty():
+                    return self._frames.get_nowait()
+                await self._publish_batch(Flags.GAP)
+                self._away = True
+                self._log.info("source.ran_dry", index=self._next_index)
+        return await self._frames.get()
+
+    async def _publish_batch(self, flags: Flags) -> None:
+        """Publish up to five frames, or a mark where there is none, when their lead has come."""
+        batch, self._batch = self._batch[:FRAMES_PER_ENTRY], self._batch[FRAMES_PER_ENTRY:]
+        last = not self._batch
+        if not self.epoch_us:
+            self.epoch_us = -(-(self._clock.now_us() + CUT_AHEAD_NS // NS_PER_US) // TICK_US) * TICK_US
+            self._away = False
+        if self._away and batch:
+            self._next_index = max(self._next_index + 1, self._index_at(self._clock.now_ns() + CUT_AHEAD_NS))
+        self._away = False
+        await self._until_lead()
+        entry = FrameEntry(
+            term=self.want.term,
+            first_index=self._next_index,
+            epoch_us=self.epoch_us,
+            item=batch[0].item if batch else 0,
+            position_samples=batch[0].position_samples if batch else self._position_samples,
+            packets=[frame.packet for frame in batch],
+            flags=flags if last else Flags.NONE,
+        )
+        await self._publish(entry)
+        if batch:
+            self._position_samples = batch[-1].position_samples + _FRAME_SAMPLES
+            if not self._heard:
+                self._heard = True
+                self._tell(self, "playing", "", None)
+        if not last and flags:
+            await self._publish_batch(flags)
+
+    async def _publish(self, entry: FrameEntry) -> None:
+        """Publish for as long as it takes; what became too late meanwhile moves to now + 200 ms."""
+        while True:
+            try:
+                await self._publisher.publish(entry)
+            except StoreUnavailable as error:
+                self._log.warning("publisher.delayed", error=error.message)
+                await asyncio.sleep(random.uniform(0.1, 0.4))  # noqa: S311 - jitter
+                if self._is_past(entry.first_index):
+                    moved = self._index_at(self._clock.now_ns() + CUT_AHEAD_NS)
+                    entry = entry._replace(first_index=max(entry.first_index, moved))
+            else:
+                self._next_index = entry.next_index
+                return
+
+    async def _until_lead(self) -> None:
+        wait_ns = self._time_ns(self._next_index) - self.want.spec.source.lead_ms * NS_PER_MS - self._clock.now_ns()
+        if wait_ns > 0:
+            await asyncio.sleep(wait_ns / 1e9)
+
+    async def _finished(self, reason: str, error: SourceError | None) -> None:
+        """Tell the end when listeners have heard it, not when it is published."""
+        if self.epoch_us:
+            wait_ns = self._time_ns(self._next_index) - self._clock.now_ns()
+            await asyncio.sleep(max(0.0, wait_ns / 1e9))
+            await self._patiently(self._publisher.expire)
+        self._tell(self, "ended", reason, error)
+
+    # the end by order
+
+    def update(self, want: SourceWant) -> None:
+        """Take over what may change under the same generation: a fresh term, the order to stop."""
+        stop_now = want.stop and not self.want.stop
+        self.want = want
+        if stop_now:
+            self.task.cancel()
+            self.task = asyncio.create_task(self._stop_after(self.task), name=f"end of {want.spec.broadcast}")
+
+    async def _stop_after(self, running: asyncio.Task[None]) -> None:
+        await asyncio.gather(running, return_exceptions=True)
+        try:
+            await self._end("stopped")
+        except Fenced as error:
+            self._log.info("publisher.fenced", error=error.message)
+
+    async def _end(self, reason: str) -> None:
+        """Cut what is published at now + 200 ms and end there."""
+        if self.epoch_us:
+            index = max(0, self._index_at(self._clock.now_ns() + CUT_AHEAD_NS))
+            await self._publish(
+                FrameEntry(self.want.term, index, self.epoch_us, 0, self._position_samples, (), Flags.ENDED)
+            )
+            await self._patiently(self._publisher.expire)
+        self._tell(self, "ended", reason, None)
+
+    async def close(self) -> None:
+        """Let go of the run without a word: what is published stays, somebody else may go on."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    # time
+
+    def _time_ns(self, index: int) -> int:
+        return self.epoch_us * NS_PER_US + index * _TICK_NS
+
+    def _index_at(self, common_ns: int) -> int:
+        """First frame that does not begin before a moment."""
+        return -(-(common_ns - self.epoch_us * NS_PER_US) // _TICK_NS)
+
+    def _is_past(self, index: int) -> bool:
+        return self._time_ns(index) < self._clock.now_ns() + MARK_AHEAD_NS
+
+    async def _patiently(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Do one thing on Redis, however long Redis is away."""
+        while True:
+            try:
+                return await call()
+            except StoreUnavailable as error:
+                self._log.warning("store.awaited", error=error.message)
+                await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - jitter

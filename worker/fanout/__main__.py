@@ -1,0 +1,39 @@
+"""`python -m worker.fanout`: one fan-out worker, started by the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+from shared.main import run_process
+from shared.process import die_with_parent, raise_file_limit
+from shared.schema.records import WorkerRecord
+from shared.settings import Settings
+from worker.fanout.app import FanoutWorker, capacity_within
+from worker.identity import host_name, read_identity
+
+
+def main() -> None:
+    identity = read_identity(sys.argv[1:])
+    die_with_parent(identity.parent, signal.SIGTERM)
+    files = raise_file_limit()
+
+    async def work(settings: Settings, stop: asyncio.Event) -> None:
+        capacity = capacity_within(files, settings.worker_capacity)
+        record = WorkerRecord(
+            id=identity.id,
+            name=identity.name,
+            role="fanout",
+            host=host_name(),
+            region=settings.region,
+            capacity=capacity,
+            headroom=capacity,
+        )
+        await FanoutWorker(settings, record, identity.ports).run(stop)
+
+    run_process("fanout", identity.name, work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,335 @@
+"""The fan-out worker: wires stream readers, builder, sender and guild sessions, and keeps the pace."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+
+import aiohttp
+
+from shared.clock import NS_PER_MS, NS_PER_S, CommonClock, LocalClock
+from shared.errors import GuildcastError, StoreUnavailable, VoiceClosed
+from shared.logs import get_logger
+from shared.schema.event import Event
+from shared.schema.records import GuildState, GuildStatus, GuildWant, WorkerRecord, WorkerStats
+from shared.seal import VoiceSeal
+from shared.settings import Settings, parse_clock_error
+from shared.store import time_sync
+from shared.store.client import Store, reach
+from shared.store.keys import Keys
+from worker.fanout.build import Builder, Lane
+from worker.fanout.grid import TICK_NS, tick_at
+from worker.fanout.guild import GuildSession
+from worker.fanout.programme import Programme
+from worker.fanout.ring import Silence
+from worker.fanout.rows import CLOCK_OFFSET_NS, DROPPED, SENDER_CPU_NS, SENT, SKIPPED, RowTable, lateness_quantile_us
+from worker.fanout.sending import SenderProcess
+from worker.fanout.sockets import SocketPool
+from worker.membership import LEASE_MS, RENEW_EVERY_MS, Membership, unix_ms
+from worker.reporter import Reporter
+
+AHEAD_TICKS = 4
+"""Packets are built 60 to 80 ms before they leave."""
+_BEAT_TICKS = RENEW_EVERY_MS * NS_PER_MS // TICK_NS
+_FLUSH_WITHIN_S = 0.5
+_SPARE_FILES = 128
+_FILES_PER_GUILD = 2
+
+
+class FanoutWorker:
+    """One worker process.
+
+    Args:
+        record: id, name, role, host and capacity.
+        ports: UDP ports dealt to this worker, an empty range for any.
+    """
+
+    def __init__(self, settings: Settings, record: WorkerRecord, ports: range) -> None:
+        self._settings = settings
+        self._keys = Keys(settings.namespace)
+        self._clock = CommonClock(LocalClock(*parse_clock_error(settings.clock_error)))
+        self._store = Store(settings.redis_url, ca_file=settings.tls_ca_file)
+        self._frames = (
+            Store(settings.frames_redis_url, ca_file=settings.tls_ca_file, raw=True)
+            if settings.frames_redis_url
+            else self._store.sibling(raw=True)
+        )
+        self._membership = Membership(self._store, self._keys, record, self._clock.local)
+        self._reporter = Reporter(self._membership)
+        self._table = RowTable(record.capacity)
+        self._builder = Builder(self._table)
+        self._sender = SenderProcess(self._table, settings.clock_error)
+        self._sockets = SocketPool(
+            settings.udp_address,
+            ports,
+            per_guild=settings.udp_sockets == "per-guild",
+            on_new=self._sender.add_socket,
+        )
+        self._tls = ssl.create_default_context()
+        if settings.tls_ca_file is not None:
+            self._tls.load_verify_locations(settings.tls_ca_file)
+        self._seal = VoiceSeal(settings.seal_key.get_secret_value() if settings.seal_key else None)
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
+        )
+        self._wants: dict[str, GuildWant] = {}
+        self._sessions: dict[str, GuildSession] = {}
+        self._changing: set[str] = set()
+        """Guilds whose last session is saying goodbye."""
+        self._stopping = False
+        self._ending: set[asyncio.Task[None]] = set()
+        self._programmes: dict[str, Programme] = {}
+        self._ticks_skipped = 0
+        self._held_back = False
+        """After a stop longer than the lease nothing is built until `want` was read again."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set, then end every connection cleanly.
+
+        Raises: StoreUnavailable: Redis did not answer at the start.
+        """
+        try:
+            await reach(self._store)
+            await time_sync.synchronise(self._store, self._clock)
+            self._table.head[CLOCK_OFFSET_NS] = self._clock.offset_ns()
+            await self._sender.start()
+            await self._membership.join()
+            async with asyncio.TaskGroup() as group:
+                pace = group.create_task(self._pace(), name="pace")
+                reporting = group.create_task(self._reporter.run(), name="reporter")
+                others = [
+                    group.create_task(time_sync.follow(self._store, self._clock), name="clock"),
+                    group.create_task(self._reconcile_for_ever(), name="want"),
+                    group.create_task(self._sender.watch(), name="sender"),
+                ]
+                get_logger().info("worker.started", capacity=self._table.rows)
+                await stop.wait()
+                for task in others:
+                    task.cancel()
+                await asyncio.gather(*others, return_exceptions=True)
+                await self._end_sessions()
+                pace.cancel()
+                await self._reporter.flushed(_FLUSH_WITHIN_S)
+                reporting.cancel()
+            await self._leave()
+        finally:
+            await self._close()
+        get_logger().info("worker.stopped")
+
+    async def _end_sessions(self) -> None:
+        self._stopping = True
+        await asyncio.gather(*(session.stop() for session in self._sessions.values()), *self._ending)
+
+    async def _leave(self) -> None:
+        try:
+            await self._membership.leave()
+        except StoreUnavailable as error:
+            get_logger().warning("worker.leave_failed", error=error.message)
+
+    async def _close(self) -> None:
+        for programme in self._programmes.values():
+            await programme.close()
+        await self._sender.stop()
+        self._sockets.close()
+        await self._http.close()
+        await self._frames.close()
+        await self._store.close()
+        self._table.close()
+
+    # the pace
+
+    async def _pace(self) -> None:
+        """Build each tick ahead of its time, and let the lease live from that."""
+        builder = self._builder
+        last_seen_ns = self._clock.local.now_ns()
+        beat_at_tick = 0
+        while True:
+            now_ns = self._clock.now_ns()
+            self._table.head[CLOCK_OFFSET_NS] = self._clock.offset_ns()
+            local_ns = self._clock.local.now_ns()
+            if local_ns - last_seen_ns > LEASE_MS * NS_PER_MS:
+                get_logger().warning("pace.was_stopped", for_ms=(local_ns - last_seen_ns) // NS_PER_MS)
+                self._held_back = True
+            last_seen_ns = local_ns
+            due = tick_at(now_ns)
+            if not self._held_back:
+                self._build_until(due)
+            if due >= beat_at_tick:
+                beat_at_tick = due + _BEAT_TICKS
+                self._membership.beat(self._headroom(), self._stats())
+                for row in builder.worn_out():
+                    self._renew_session_of(row)
+            await asyncio.sleep(((due + 1) * TICK_NS - self._clock.now_ns()) / NS_PER_S)
+
+    def _build_until(self, due: int) -> None:
+        builder = self._builder
+        if builder.last_tick < due:
+            if builder.last_tick:
+                self._ticks_skipped += due - builder.last_tick
+            builder.last_tick = due
+        for tick in range(builder.last_tick + 1, due + AHEAD_TICKS + 1):
+            on_air_before = [programme.lane.on_air for programme in self._programmes.values()]
+            builder.build(tick)
+            for programme, before in zip(list(self._programmes.values()), on_air_before, strict=True):
+                if programme.lane.on_air != before:
+                    self._tell_change(programme)
+
+    def _tell_change(self, programme: Programme) -> None:
+        if not programme.lane.on_air and programme.silence is Silence.MISSING:
+            get_logger().warning("ring.underran", broadcast=programme.broadcast, run=programme.run)
+            return
+        state: GuildState = "playing" if programme.lane.on_air else "idle"
+        for session in self._sessions.values():
+            if session.row is not None and session.want.spec.broadcast == programme.broadcast:
+                session.tell(state)
+
+    def _renew_session_of(self, row: int) -> None:
+        for key, session in list(self._sessions.items()):
+            if session.row == row:
+                self._renew_session(key)
+
+    def _headroom(self) -> int:
+        return max(0, self._table.rows - len(self._sessions) - len(self._ending))
+
+    def _stats(self) -> WorkerStats:
+        counters = self._table.counters
+        return WorkerStats(
+            guilds=sum(session.row is not None for session in self._sessions.values()),
+            packets_sent=int(counters[SENT]),
+            packets_dropped=int(counters[DROPPED]),
+            ticks_skipped=self._ticks_skipped + int(counters[SKIPPED]),
+            underruns=sum(programme.underruns for programme in self._programmes.values()),
+            lateness_p999_us=lateness_quantile_us(self._table.lateness, 0.999),
+            cpu_ns=time.process_time_ns() + int(counters[SENDER_CPU_NS]),
+        )
+
+    # what shall be done
+
+    async def _reconcile_for_ever(self) -> None:
+        async for wants in self._membership.wants(GuildWant):
+            self._reconcile(wants)
+            try:
+                await self._look_at_broadcasts()
+            except StoreUnavailable as error:
+                get_logger().warning("broadcasts.unreadable", error=error.message)
+                continue
+            self._held_back = False
+
+    def _reconcile(self, wants: dict[str, GuildWant]) -> None:
+        self._wants = wants
+        for key in [key for key in self._sessions if key not in wants]:
+            self._renew_session(key)
+        for key, want in wants.items():
+            session = self._sessions.get(key)
+            if session is None or session.want.generation != want.generation:
+                self._renew_session(key)
+            elif session.want != want:
+                session.update(want)
+        tuned = [session.want.spec.broadcast for session in self._sessions.values()]
+        for broadcast in set(tuned):
+            self._programme(broadcast)
+        for broadcast, programme in list(self._programmes.items()):
+            programme.guilds = tuned.count(broadcast)
+            if not programme.guilds and not programme.lane.rows:
+                del self._programmes[broadcast]
+                self._builder.lanes.remove(programme.lane)
+                self._keep(asyncio.create_task(programme.close()))
+
+    def _renew_session(self, key: str) -> None:
+        """End the session of a guild, if there is one, then begin the one that is wanted, if one is.
+
+        One voice session per guild: the next one begins when the last one has said goodbye.
+        """
+        if key in self._changing:
+            return
+        before = self._sessions.pop(key, None)
+        if before is None:
+            self._open_session(key)
+            return
+        self._changing.add(key)
+        self._keep(asyncio.create_task(self._replace(key, before)))
+
+    async def _replace(self, key: str, before: GuildSession) -> None:
+        await before.stop()
+        self._changing.discard(key)
+        if key in self._wants and not self._stopping:
+            self._open_session(key)
+
+    def _open_session(self, key: str) -> None:
+        self._sessions[key] = GuildSession(
+            self._wants[key],
+            membership=self._membership,
+            builder=self._builder,
+            sockets=self._sockets,
+            http=self._http,
+            tls=self._tls,
+            seal=self._seal,
+            lane_of=self._lane_of,
+            tell=self._tell,
+        )
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def _programme(self, broadcast: str) -> Programme:
+        programme = self._programmes.get(broadcast)
+        if programme is None:
+            programme = Programme(broadcast, self._frames, self._keys, self._clock)
+            self._programmes[broadcast] = programme
+            self._builder.lanes.append(programme.lane)
+        return programme
+
+    def _lane_of(self, broadcast: str) -> Lane:
+        return self._programme(broadcast).lane
+
+    async def _look_at_broadcasts(self) -> None:
+        """Find the runs on air of the broadcasts that guilds here are tuned to."""
+        programmes = list(self._programmes.values())
+        runs = await self._store.pipeline(
+            [("HGET", self._keys.broadcast(programme.broadcast), "run") for programme in programmes]
+        )
+        for programme, run in zip(programmes, runs, strict=True):
+            programme.follow(int(run or 0))
+
+    def _tell(self, session: GuildSession, state: GuildState, error: GuildcastError | None) -> None:
+        spec, at = session.want.spec, unix_ms()
+        code = str(error.code) if error else ""
+        message = error.message if error else ""
+        close_code = error.close_code if isinstance(error, VoiceClosed) else None
+        self._reporter.tell(
+            self._keys.guild(spec.bot, spec.guild),
+            session.want.generation,
+            GuildStatus(
+                state=state,
+                at=at,
+                worker=self._membership.id,
+                slot=session.slot,
+                code=code,
+                message=message,
+                close_code=close_code,
+            ),
+            Event(
+                type=f"guild.{state}",  # type: ignore[arg-type]
+                at=at,
+                job=spec.job,
+                bot=spec.bot,
+                guild=spec.guild,
+                channel=spec.channel,
+                broadcast=spec.broadcast,
+                worker=self._membership.id,
+                generation=session.want.generation,
+                code=code,
+                message=message,
+                close_code=close_code,
+            ),
+        )
+
+
+def capacity_within(files: int, wanted: int) -> int:
+    """Guilds that the limit of open files allows, with a warning where that is less than wanted."""
+    possible = max(1, (files - _SPARE_FILES) // _FILES_PER_GUILD)
+    if possible < wanted:
+        get_logger().warning("capacity.limited", wanted=wanted, possible=possible, by="limit of open files")
+    return min(possible, wanted)

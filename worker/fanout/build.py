@@ -1,0 +1,230 @@
+"""Builds the packets of a tick, ahead of time, straight into the shared rows.
+
+What is the same for many is done for all of them at once in numpy; per guild remains one encryption.
+Building a tick creates nothing that outlives it. Source: design section 3, "Building"; RFC 3550 section 5.1.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import ErrorCode, VoiceError
+from shared.protocol import rtp
+from shared.protocol.opus import FRAME_SAMPLES, SILENCE_FRAME
+from shared.protocol.transport_crypto import NONCE_SUFFIX_BYTES, TAG_BYTES, Seal, nonce_bytes
+from worker.fanout.grid import SLOTS, choose_slot
+from worker.fanout.rows import ADDRESS_BYTES, HEAD, LAYOUT, PACKET_BYTES, RING_TICKS, RowTable
+
+SILENCE_FRAMES = 5
+"""Frames of silence before packets stop, so that receivers do not conceal the end as a loss."""
+_NONCE_FIELD_BYTES = 24
+_LAST_NONCE = 2**32 - 2**20
+_REST_TICKS = 50
+"""A row given back rests for a second, so that the sender cannot mix its old and its next connection."""
+
+FrameAt = Callable[[int], bytes | None]
+"""The frame that a lane plays at a tick, or None."""
+
+
+@dataclass(slots=True)
+class Target:
+    """Where a row's packets go and how they are sealed."""
+
+    ssrc: int
+    remote: tuple[str, int]
+    socket_number: int
+    mode: str
+    seal: Seal
+
+
+@dataclass(eq=False)
+class Lane:
+    """Rows that play the same frames.
+
+    Attributes:
+        frame_at: what is played when.
+        on_air: whether the last tick had a frame.
+    """
+
+    frame_at: FrameAt
+    on_air: bool = False
+    rows: set[int] = field(default_factory=set)
+    changed: bool = True
+    numbers: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
+
+
+class Builder:
+    """Owns the counters of all rows and fills the shared memory.
+
+    Three counters have three rules: sequence +1 per packet, timestamp +960 per tick, nonce +1 per seal.
+    """
+
+    def __init__(self, table: RowTable) -> None:
+        self._table = table
+        rows = table.rows
+        self._heads = [table.packets[ring].reshape(-1).view(HEAD) for ring in range(RING_TICKS)]
+        self._header_views: list[list[memoryview]] = [[memoryview(b"")] * rows for _ in range(RING_TICKS)]
+        self._body_views: list[list[memoryview]] = [[memoryview(b"")] * rows for _ in range(RING_TICKS)]
+        self._seals: list[Seal | None] = [None] * rows
+        self._nonce_views: list[memoryview] = [memoryview(b"")] * rows
+        self._nonces = np.zeros((rows, _NONCE_FIELD_BYTES), np.uint8)
+        self._nonce_counters = self._nonces.view(">u4")[:, 0]
+        self._sequences = np.zeros(rows, np.uint16)
+        self._timestamp_bases = np.zeros(rows, np.uint32)
+        self._owed_silence = np.zeros(rows, np.uint8)
+        self._lane_of: dict[int, Lane] = {}
+        self._free = deque(range(rows))
+        self._resting: deque[tuple[int, int]] = deque()
+        self._slot_loads = [0] * SLOTS
+        self._socket_slot_loads: dict[int, list[int]] = {}
+        self.lanes: list[Lane] = []
+        self._leaving = Lane(frame_at=lambda _tick: None)
+        self.last_tick = 0
+
+    # rows come and go
+
+    def open(self, target: Target) -> int:
+        """Give a connection a row; it is silent until it is tuned.
+
+        Raises: VoiceError when all rows are in use.
+        """
+        if not self._free:
+            raise VoiceError("all rows of this worker are in use", code=ErrorCode.VOICE_UNREACHABLE)
+        row = self._free.popleft()
+        slot_loads = self._socket_slot_loads.setdefault(target.socket_number, [0] * SLOTS)
+        slot = choose_slot(self._slot_loads, slot_loads)
+        self._slot_loads[slot] += 1
+        slot_loads[slot] += 1
+        table = self._table
+        table.due[:, row] = 0
+        table.slot[row] = slot
+        table.socket[row] = target.socket_number
+        host, port = target.remote
+        address = struct.pack("=H", socket.AF_INET) + struct.pack(">H", port) + socket.inet_aton(host) + bytes(8)
+        table.address[row] = np.frombuffer(address, np.uint8, ADDRESS_BYTES)
+        for ring in range(RING_TICKS):
+            memory = memoryview(table.packets[ring][row])
+            self._header_views[ring][row] = memory[: rtp.HEADER_BYTES]
+            self._body_views[ring][row] = memory[rtp.HEADER_BYTES :]
+            self._heads[ring]["flags"][row] = rtp.VERSION_FLAGS << 8 | rtp.PAYLOAD_TYPE
+            self._heads[ring]["ssrc"][row] = target.ssrc
+        self._sequences[row] = secrets.randbelow(2**15)
+        self._timestamp_bases[row] = secrets.randbits(32)
+        self._owed_silence[row] = 0
+        self._key(row, target)
+        table.active[row] = 1
+        table.head[LAYOUT] += 1
+        return row
+
+    def _key(self, row: int, target: Target) -> None:
+        self._seals[row] = target.seal
+        self._nonces[row] = 0
+        self._nonce_views[row] = memoryview(self._nonces[row])[: nonce_bytes(target.mode)]
+
+    def rekey(self, row: int, target: Target) -> None:
+        """Go on under a new transport key: what is built under the old one and not sent yet is void."""
+        voided = self._void(row)
+        self._sequences[row] -= np.uint16(voided)
+        self._key(row, target)
+        if row in self._lane_of:
+            self._lane_of[row].changed = True
+
+    def _void(self, row: int) -> int:
+        due = self._table.due[:, row]
+        waiting = due > self._table.sent_tick[self._table.slot[row]]
+        due[waiting] = 0
+        return int(waiting.sum())
+
+    def slot_of(self, row: int) -> int:
+        return int(self._table.slot[row])
+
+    def tune(self, row: int, lane: Lane | None) -> None:
+        """Have a row play a lane; None ends it with silence frames."""
+        before = self._lane_of.get(row)
+        after = self._leaving if lane is None else lane
+        if before is after:
+            return
+        if before is not None:
+            before.rows.discard(row)
+            before.changed = True
+        after.rows.add(row)
+        after.changed = True
+        self._lane_of[row] = after
+
+    def silent(self, row: int) -> bool:
+        """Whether the row owes no silence frame and all that was built for it has been sent."""
+        sent = self._table.sent_tick[self._table.slot[row]]
+        return not self._owed_silence[row] and not bool((self._table.due[:, row] > sent).any())
+
+    def close(self, row: int) -> None:
+        """Take a row back at once; what is built and not sent yet is void."""
+        lane = self._lane_of.pop(row, None)
+        if lane is not None:
+            lane.rows.discard(row)
+            lane.changed = True
+        self._void(row)
+        slot, number = self.slot_of(row), int(self._table.socket[row])
+        self._slot_loads[slot] -= 1
+        self._socket_slot_loads[number][slot] -= 1
+        self._seals[row] = None
+        self._table.active[row] = 0
+        self._table.head[LAYOUT] += 1
+        self._resting.append((self.last_tick + _REST_TICKS, row))
+
+    def worn_out(self) -> list[int]:
+        """Rows whose nonce counter nears its end: their sessions must be made anew."""
+        return [int(row) for row in np.flatnonzero(self._nonce_counters > _LAST_NONCE)]
+
+    # a tick
+
+    def build(self, tick: int) -> None:
+        """Build the packets of all rows for one tick. Ticks come in rising order; skipped ones stay skipped."""
+        self.last_tick = tick
+        while self._resting and self._resting[0][0] <= tick:
+            self._free.append(self._resting.popleft()[1])
+        for lane in (*self.lanes, self._leaving):
+            if lane.changed:
+                lane.numbers = np.fromiter(sorted(lane.rows), np.intp, len(lane.rows))
+                lane.changed = False
+            frame = lane.frame_at(tick)
+            lane.on_air = frame is not None
+            rows = lane.numbers
+            if not len(rows):
+                continue
+            if frame is not None:
+                self._owed_silence[rows] = SILENCE_FRAMES
+                self._fill(tick, rows, frame)
+                continue
+            owing = rows[self._owed_silence[rows] > 0]
+            if len(owing):
+                self._owed_silence[owing] -= np.uint8(1)
+                self._fill(tick, owing, SILENCE_FRAME)
+
+    def _fill(self, tick: int, rows: NDArray[np.intp], frame: bytes) -> None:
+        """Write one packet of `frame` for each row: header, nonce, ciphertext; `due` last."""
+        ring = tick % RING_TICKS
+        table = self._table
+        sealed = len(frame) + TAG_BYTES
+        end = rtp.HEADER_BYTES + sealed
+        if end + NONCE_SUFFIX_BYTES > PACKET_BYTES:
+            raise ValueError(f"a frame of {len(frame)} bytes does not fit a row")
+        self._sequences[rows] += np.uint16(1)
+        self._nonce_counters[rows] += np.uint32(1)
+        head = self._heads[ring]
+        head["sequence"][rows] = self._sequences[rows]
+        head["timestamp"][rows] = self._timestamp_bases[rows] + np.uint32(tick * FRAME_SAMPLES & 0xFFFFFFFF)
+        table.packets[ring][rows, end : end + NONCE_SUFFIX_BYTES] = self._nonces[rows, :NONCE_SUFFIX_BYTES]
+        headers, bodies = self._header_views[ring], self._body_views[ring]
+        seals, nonces = self._seals, self._nonce_views
+        for row in rows.tolist():
+            seals[row](nonces[row], frame, headers[row], bodies[row][:sealed])
+        table.length[ring][rows] = end + NONCE_SUFFIX_BYTES
+        table.due[ring][rows] = tick

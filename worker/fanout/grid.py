@@ -1,0 +1,45 @@
+"""The common grid in numbers: ticks of 20 ms, 20 slots of 1 ms in each. Pure.
+
+Source: design sections 0 and 3, "One grid".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shared.clock import NS_PER_MS, NS_PER_US
+
+TICK_NS = 20 * NS_PER_MS
+SLOTS = 20
+SLOT_NS = TICK_NS // SLOTS
+_UNEVENNESS = 8
+"""By how many connections a slot may exceed the emptiest one so that connections of one socket stay together."""
+
+
+def tick_at(common_ns: int) -> int:
+    """Tick in which a moment of the common clock lies."""
+    return common_ns // TICK_NS
+
+
+def epoch_tick(epoch_us: int) -> int:
+    """Tick at which frame 0 of a run plays."""
+    return epoch_us * NS_PER_US // TICK_NS
+
+
+def slot_time_ns(tick: int, slot: int) -> int:
+    """Moment on the common clock at which the packets of a slot leave."""
+    return tick * TICK_NS + slot * SLOT_NS
+
+
+def choose_slot(slot_loads: Sequence[int], socket_loads: Sequence[int]) -> int:
+    """Slot for a new connection: even load first, then company on the same socket, for longer batches.
+
+    Args:
+        slot_loads: connections per slot.
+        socket_loads: connections per slot on the socket that the new connection uses.
+    """
+    most = min(slot_loads) + _UNEVENNESS
+    return min(
+        (slot for slot in range(SLOTS) if slot_loads[slot] < most),
+        key=lambda slot: (-socket_loads[slot], slot_loads[slot], slot),
+    )

@@ -1,0 +1,157 @@
+"""One guild under one generation: its voice connection, its row, and what is told about it."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+
+import aiohttp
+
+from shared.errors import GuildcastError, VoiceClosed, VoiceError
+from shared.logs import get_logger
+from shared.protocol.transport_crypto import new_sealer
+from shared.protocol.voice_gateway import Credentials
+from shared.schema.records import GuildState, GuildWant
+from shared.seal import VoiceSeal
+from worker.fanout.build import Builder, Lane, Target
+from worker.fanout.sockets import SocketPool
+from worker.membership import Membership
+from worker.voice.connection import Media, VoiceConnection, speaking_bits
+
+_SILENT_WITHIN_S = 1.0
+"""Closing silence: what is built ahead (80 ms), five frames, and room for a late sender."""
+_POLL_S = 0.02
+
+Tell = Callable[["GuildSession", GuildState, GuildcastError | None], None]
+
+
+class GuildSession:
+    """Connects, plays a lane, ends with silence.
+
+    Args:
+        want: what the coordinator asked for.
+        lane_of: the lane of a broadcast.
+        tell: takes the guild's state; called on each change.
+    """
+
+    def __init__(
+        self,
+        want: GuildWant,
+        *,
+        membership: Membership,
+        builder: Builder,
+        sockets: SocketPool,
+        http: aiohttp.ClientSession,
+        tls: ssl.SSLContext,
+        seal: VoiceSeal,
+        lane_of: Callable[[str], Lane],
+        tell: Tell,
+    ) -> None:
+        self.want = want
+        self._membership = membership
+        self._builder = builder
+        self._sockets = sockets
+        self._http = http
+        self._tls = tls
+        self._seal = seal
+        self._lane_of = lane_of
+        self._tell = tell
+        self._row: int | None = None
+        self._connection: VoiceConnection | None = None
+        self._told: GuildState | None = None
+        self._stopping = False
+        self._log = get_logger().bind(guild=want.spec.guild, generation=want.generation)
+        self.task = asyncio.create_task(self._run(), name=f"guild {want.spec.guild}")
+
+    @property
+    def row(self) -> int | None:
+        """The row of an established connection."""
+        return self._row
+
+    @property
+    def slot(self) -> int | None:
+        return None if self._row is None else self._builder.slot_of(self._row)
+
+    async def _run(self) -> None:
+        spec = self.want.spec
+        self.tell("connecting")
+        try:
+            if spec.voice is None:
+                raise VoiceError("no voice credentials came with this guild")
+            voice = self._seal.open(spec.voice)
+            await self._membership.wait_lease()
+            self._connection = VoiceConnection(
+                Credentials(spec.guild, spec.channel, voice.user_id, voice.session_id, voice.token),
+                voice.endpoint,
+                http=self._http,
+                tls=self._tls,
+                lease_port=self._sockets.lease,
+                may_resume=self._membership.wait_lease,
+                on_media=self._play,
+                speaking=speaking_bits(spec.speaking),
+            )
+            await self._connection.run()
+        except GuildcastError as error:
+            close_code = error.close_code if isinstance(error, VoiceClosed) else None
+            self._log.warning("connection.failed", code=error.code, error=error.message, close_code=close_code)
+            self.tell("failed", error)
+        except Exception as error:  # noqa: BLE001
+            # One guild's defect must not become another's: it ends this connection, loudly.
+            self._log.exception("connection.crashed")
+            self.tell("failed", VoiceError(f"internal error: {type(error).__name__}"))
+        finally:
+            if self._row is not None:
+                self._builder.close(self._row)
+                self._row = None
+
+    def _play(self, media: Media) -> None:
+        """A key is there: take a row, or go on in it under the new key."""
+        target = Target(
+            media.ssrc, media.remote, media.socket_number, media.mode, new_sealer(media.mode, media.secret_key)
+        )
+        if self._row is not None:
+            self._builder.rekey(self._row, target)
+            return
+        self._row = self._builder.open(target)
+        lane = self._lane_of(self.want.spec.broadcast)
+        self._builder.tune(self._row, lane)
+        self._log.info("connection.opened", slot=self.slot, mode=media.mode)
+        self.tell("playing" if lane.on_air else "idle")
+
+    def tell(self, state: GuildState, error: GuildcastError | None = None) -> None:
+        """Report a state, once per change."""
+        if state != self._told:
+            self._told = state
+            self._tell(self, state, error)
+
+    def update(self, want: GuildWant) -> None:
+        """Take over what may change under the same generation: the broadcast."""
+        retuned = want.spec.broadcast != self.want.spec.broadcast
+        self.want = want
+        if retuned and self._row is not None:
+            lane = self._lane_of(want.spec.broadcast)
+            self._builder.tune(self._row, lane)
+            self.tell("playing" if lane.on_air else "idle")
+
+    async def stop(self) -> None:
+        """End with five silence frames, speaking off and a clean close."""
+        if not self._stopping:
+            self._stopping = True
+            row = self._row
+            if row is not None:
+                self._builder.tune(row, None)
+                await self._until_silent(row)
+            if self._connection is not None:
+                await self._connection.close()
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def _until_silent(self, row: int) -> None:
+        try:
+            async with asyncio.timeout(_SILENT_WITHIN_S):
+                # The sender tells its progress in shared memory only: it wakes nobody.
+                while self._row == row and not self._builder.silent(row):  # noqa: ASYNC110
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            self._log.warning("connection.silence_cut", reason="the sender did not get through in time")

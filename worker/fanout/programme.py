@@ -1,0 +1,110 @@
+"""What a worker knows of one broadcast: its run on air, the ring of frames, and the lane of rows that play it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shared.clock import CommonClock
+from shared.logs import get_logger
+from shared.store.client import Store
+from shared.store.keys import Keys
+from worker.fanout.build import Lane
+from worker.fanout.grid import epoch_tick
+from worker.fanout.ring import FrameRing, Silence
+from worker.fanout.subscribe import BLOCK_S, Subscriber
+
+_RETIRE_AFTER_S = 3.0
+"""A run that left the records plays on until its end mark, which lies 200 ms ahead, or this long."""
+_FORGET_EVERY_TICKS = 50
+_KEEP_PLAYED_TICKS = 10
+
+
+class Programme:
+    """One broadcast as heard by this worker's guilds.
+
+    Attributes:
+        lane: the rows that play it.
+        guilds: how many guilds are tuned; at none, the reader ends.
+        underruns: frames that were due, not there, and not flagged as a gap.
+    """
+
+    def __init__(self, broadcast: str, frames: Store, keys: Keys, clock: CommonClock) -> None:
+        self.broadcast = broadcast
+        self.lane = Lane(frame_at=self.frame_at)
+        self.guilds = 0
+        self.run = 0
+        self.underruns = 0
+        self.silence: Silence = Silence.BEFORE_START
+        """Why the last silent tick had no frame."""
+        self._frames = frames
+        self._keys = keys
+        self._clock = clock
+        self._ring = FrameRing()
+        self._reader: asyncio.Task[None] | None = None
+        self._reader_store: Store | None = None
+        self._retiring: asyncio.TimerHandle | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    def follow(self, run: int) -> None:
+        """Play this run from now on; 0: none is on air."""
+        if run == self.run:
+            return
+        log = get_logger().bind(broadcast=self.broadcast)
+        self.run = run
+        if self._retiring is not None:
+            self._retiring.cancel()
+            self._retiring = None
+        if not run:
+            log.info("programme.retired")
+            self._retiring = asyncio.get_running_loop().call_later(_RETIRE_AFTER_S, self._drop)
+            return
+        self._drop()
+        self._reader_store = self._frames.sibling(raw=True, block_s=BLOCK_S)
+        subscriber = Subscriber(self._reader_store, self._keys.frames(run), self._ring, self._clock)
+        self._reader = asyncio.create_task(subscriber.run())
+        log.info("programme.followed", run=run)
+
+    def _drop(self) -> None:
+        """Let go of the run at once."""
+        reader, store = self._reader, self._reader_store
+        self._reader = self._reader_store = None
+        self._ring = FrameRing()
+        if reader is not None and store is not None:
+            reader.cancel()
+            self._ending = asyncio.create_task(_end(reader, store))
+
+    async def close(self) -> None:
+        if self._retiring is not None:
+            self._retiring.cancel()
+        self._drop()
+        if self._ending is not None:
+            await self._ending
+
+    def frame_at(self, tick: int) -> bytes | None:
+        """The frame of a tick, or None; counts what should have been there."""
+        ring = self._ring
+        if ring.epoch_us is None:
+            self.silence = Silence.BEFORE_START
+            return None
+        index = tick - epoch_tick(ring.epoch_us)
+        if not tick % _FORGET_EVERY_TICKS:
+            ring.forget_before(index - _KEEP_PLAYED_TICKS)
+        found = ring.at(index)
+        if isinstance(found, Silence):
+            self.silence = found
+            if found is Silence.MISSING:
+                self.underruns += 1
+            return None
+        return found
+
+    def depth_frames(self, tick: int) -> int:
+        """Frames held at and after a tick."""
+        ring = self._ring
+        if ring.epoch_us is None or ring.next_index is None:
+            return 0
+        return max(0, ring.next_index - (tick - epoch_tick(ring.epoch_us)))
+
+
+async def _end(reader: asyncio.Task[None], store: Store) -> None:
+    await asyncio.gather(reader, return_exceptions=True)
+    await store.close()

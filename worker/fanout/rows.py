@@ -1,0 +1,110 @@
+"""The memory that a fan-out worker and its sender share: one row of built packets per connection. Layout only.
+
+The worker writes packets ahead of time, the sender reads them when their slot is due. A packet counts when its `due`
+tick is the tick being sent; it is written last. Counters of the sender are written by the sender alone.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.fanout.grid import SLOTS
+
+RING_TICKS = 8
+"""Packets per row: what is built ahead, and some for a sender that comes late."""
+PACKET_BYTES = 1344
+"""RTP header 12 + Opus 1275 + end-to-end encryption about 25 + tag 16 + nonce 4, rounded up to cache lines."""
+ADDRESS_BYTES = 16
+LATENESS_BINS = 512
+LATENESS_BIN_US = 100
+_PAGE = mmap.PAGESIZE
+
+# words of the head
+LAYOUT, CLOCK_OFFSET_NS, STOPPING = 0, 1, 2
+_HEAD_WORDS = 8
+# words of the sender's counters
+SENT, DROPPED, SKIPPED, SENDER_CPU_NS, SENDER_ERRNO = 0, 1, 2, 3, 4
+_COUNTER_WORDS = 8
+
+HEAD = np.dtype(
+    {
+        "names": ["flags", "sequence", "timestamp", "ssrc"],
+        "formats": [">u2", ">u2", ">u4", ">u4"],
+        "offsets": [0, 2, 4, 8],
+        "itemsize": PACKET_BYTES,
+    }
+)
+"""A packet's RTP header as numpy sees it, at the stride of packets."""
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _PAGE) * _PAGE
+
+
+class RowTable:
+    """Views on the shared memory.
+
+    Attributes:
+        head: i64 words: layout version, clock offset (common minus local, ns), stopping.
+        counters: u64 words written by the sender.
+        lateness: u64 histogram of packets by lateness, bins of 100 us, the last one open.
+        sent_tick: i64 per slot, last tick that the sender is through with.
+        active, slot, socket, address: per row, who it is sent by and to (`sockaddr_in`).
+        due, length: (ring, row): tick for which a packet is built, bytes on the wire.
+        packets: (ring, row, byte).
+    """
+
+    def __init__(self, rows: int, fd: int | None = None) -> None:
+        fields: list[tuple[str, tuple[int, ...], Any]] = [
+            ("head", (_HEAD_WORDS,), np.int64),
+            ("counters", (_COUNTER_WORDS,), np.uint64),
+            ("lateness", (LATENESS_BINS,), np.uint64),
+            ("sent_tick", (SLOTS,), np.int64),
+            ("active", (rows,), np.uint8),
+            ("slot", (rows,), np.uint8),
+            ("socket", (rows,), np.uint16),
+            ("address", (rows, ADDRESS_BYTES), np.uint8),
+            ("due", (RING_TICKS, rows), np.int64),
+            ("length", (RING_TICKS, rows), np.uint32),
+            ("packets", (RING_TICKS, rows, PACKET_BYTES), np.uint8),
+        ]
+        sizes = [_rounded(int(np.prod(shape)) * np.dtype(kind).itemsize) for _, shape, kind in fields]
+        self.rows = rows
+        self.fd = os.memfd_create("guildcast-rows", os.MFD_CLOEXEC) if fd is None else fd
+        if fd is None:
+            os.ftruncate(self.fd, sum(sizes))
+        self._memory = mmap.mmap(self.fd, sum(sizes))
+        self.head: NDArray[np.int64]
+        self.counters: NDArray[np.uint64]
+        self.lateness: NDArray[np.uint64]
+        self.sent_tick: NDArray[np.int64]
+        self.active: NDArray[np.uint8]
+        self.slot: NDArray[np.uint8]
+        self.socket: NDArray[np.uint16]
+        self.address: NDArray[np.uint8]
+        self.due: NDArray[np.int64]
+        self.length: NDArray[np.uint32]
+        self.packets: NDArray[np.uint8]
+        at = 0
+        for (name, shape, kind), size in zip(fields, sizes, strict=True):
+            view = np.ndarray(shape, kind, self._memory, at)
+            setattr(self, name, view)
+            at += size
+
+    def close(self) -> None:
+        """Give the file descriptor back; the memory goes with the last view on it."""
+        os.close(self.fd)
+
+
+def lateness_quantile_us(histogram: NDArray[np.uint64], quantile: float) -> int:
+    """Upper edge of the bin that holds a quantile of all packets, 0 where there are none."""
+    total = int(histogram.sum())
+    if not total:
+        return 0
+    place = int(np.searchsorted(np.cumsum(histogram), quantile * total))
+    return (min(place, LATENESS_BINS - 1) + 1) * LATENESS_BIN_US

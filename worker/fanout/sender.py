@@ -1,0 +1,257 @@
+"""The sender: a process that does nothing but send the packets of a slot when the slot is due.
+
+`python -m worker.fanout.sender <memory fd> <rows> <sockets fd> <parent pid> <clock error s> <clock error ppm>`
+
+It reads rows and sockets, sleeps on a timerfd and calls `sendmmsg`; it awaits nothing, logs nothing, and keeps nothing
+once its plan stands. It stops when rows run dry and dies with its worker. On SIGTERM it exits as soon as nothing is
+left to send, so that a signal to a whole process group does not cut off the closing silence.
+
+Source: design sections 2 and 3, "Why a sender"; timerfd_create(2), sendmmsg(2).
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.clock import LocalClock
+from shared.process import die_with_parent
+from worker.fanout.grid import SLOTS, TICK_NS, slot_time_ns
+from worker.fanout.rows import (
+    CLOCK_OFFSET_NS,
+    DROPPED,
+    LATENESS_BIN_US,
+    LATENESS_BINS,
+    LAYOUT,
+    PACKET_BYTES,
+    RING_TICKS,
+    SENDER_CPU_NS,
+    SENDER_ERRNO,
+    SENT,
+    SKIPPED,
+    RowTable,
+)
+
+LATEST_NS = 2 * TICK_NS
+"""Packets later than two ticks are not sent: at most two of a guild leave in one tick."""
+_TERM_GRACE_NS = 2_000_000_000
+_CLOCK_MONOTONIC = 1
+_TFD_CLOEXEC = 0o2000000
+_TFD_TIMER_ABSTIME = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_sendmmsg = _libc.sendmmsg
+_sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
+_sendmmsg.restype = ctypes.c_int
+
+IOVEC = np.dtype([("base", np.uintp), ("length", np.uintp)])
+MMSGHDR = np.dtype(
+    {
+        "names": ["name", "namelen", "iov", "iovlen", "control", "controllen", "flags", "sent"],
+        "formats": [np.uintp, np.uint32, np.uintp, np.uintp, np.uintp, np.uintp, np.int32, np.uint32],
+        "offsets": [0, 8, 16, 24, 32, 40, 48, 56],
+        "itemsize": 64,
+    }
+)
+"""`struct mmsghdr` of 64-bit Linux."""
+
+
+class Timer:
+    """Sleeps until a reading of CLOCK_MONOTONIC."""
+
+    def __init__(self) -> None:
+        self._fd = _libc.timerfd_create(_CLOCK_MONOTONIC, _TFD_CLOEXEC)
+        if self._fd < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create")
+        self._spec = (ctypes.c_long * 4)()
+
+    def sleep_until(self, raw_ns: int) -> None:
+        self._spec[2], self._spec[3] = divmod(raw_ns, 1_000_000_000)
+        if _libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, self._spec, None):
+            raise OSError(ctypes.get_errno(), "timerfd_settime")
+        os.read(self._fd, 8)
+
+
+class SlotPlan:
+    """The rows of one slot in the order of their sockets, with their `mmsghdr`s made ready.
+
+    Args:
+        table: the shared memory.
+        rows: row numbers, sorted by socket.
+        fds: file descriptor of each socket number.
+    """
+
+    def __init__(self, table: RowTable, rows: NDArray[np.intp], fds: list[int]) -> None:
+        self.rows = rows
+        count = len(rows)
+        self._row_bytes = rows.astype(np.uintp) * np.uintp(PACKET_BYTES)
+        self._ring_base = [int(table.packets[tick].ctypes.data) for tick in range(RING_TICKS)]
+        self.iovecs = np.zeros(count, IOVEC)
+        self.messages = np.zeros(count, MMSGHDR)
+        self.messages["name"] = table.address.ctypes.data + rows * table.address.shape[1]
+        self.messages["namelen"] = table.address.shape[1]
+        self.messages["iov"] = self.iovecs.ctypes.data + np.arange(count) * IOVEC.itemsize
+        self.messages["iovlen"] = 1
+        self.sockets = table.socket[rows]
+        self.fds = fds
+        self.batches = self._batches(self.sockets)
+
+    def _batches(self, sockets: NDArray[np.uint16]) -> list[tuple[int, int, int]]:
+        """(fd, first, count) per run of rows on one socket."""
+        if not len(sockets):
+            return []
+        starts = np.flatnonzero(np.diff(sockets.astype(np.int32), prepend=-1))
+        ends = np.append(starts[1:], len(sockets))
+        return [
+            (self.fds[int(sockets[start])], int(start), int(end - start))
+            for start, end in zip(starts, ends, strict=True)
+        ]
+
+    def send(self, table: RowTable, tick: int) -> tuple[int, int]:
+        """Send what is built for a tick; returns packets sent and dropped."""
+        ring = tick % RING_TICKS
+        built = table.due[ring][self.rows] == tick
+        self.iovecs["base"] = self._row_bytes + np.uintp(self._ring_base[ring])
+        self.iovecs["length"] = table.length[ring][self.rows]
+        if built.all():
+            return self._send(table, self.messages, self.batches)
+        if not built.any():
+            return 0, 0
+        return self._send(table, self.messages[built], self._batches(self.sockets[built]))
+
+    @staticmethod
+    def _send(table: RowTable, messages: NDArray[np.void], batches: list[tuple[int, int, int]]) -> tuple[int, int]:
+        address = messages.ctypes.data
+        sent = dropped = 0
+        for fd, first, count in batches:
+            last = first + count
+            while first < last:
+                done = _sendmmsg(fd, address + first * 64, last - first, socket.MSG_DONTWAIT)
+                if done > 0:
+                    sent += done
+                    first += done
+                    continue
+                error = ctypes.get_errno()
+                if error == errno.EINTR:
+                    continue
+                # A full buffer or an unreachable peer costs one packet, not the connection and not its neighbours.
+                table.counters[SENDER_ERRNO] = error
+                dropped += 1
+                first += 1
+        return sent, dropped
+
+
+class Sender:
+    """Sends slot after slot."""
+
+    def __init__(self, table: RowTable, sockets: socket.socket, clock: LocalClock) -> None:
+        self._table = table
+        self._sockets = sockets
+        self._clock = clock
+        self._timer = Timer()
+        self._fds: list[int] = []
+        self._layout = -1
+        self._plans: list[SlotPlan | None] = [None] * SLOTS
+        self._stopping_at_ns: int | None = None
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _stop(self, *_: object) -> None:
+        self._stopping_at_ns = time.monotonic_ns()
+
+    def _replan(self) -> None:
+        """Take over a change of rows; sockets that it needs have been passed before the change was told."""
+        table = self._table
+        self._layout = int(table.head[LAYOUT])
+        self._receive_sockets()
+        active = np.flatnonzero(table.active)
+        slots = table.slot[active]
+        for slot in range(SLOTS):
+            rows = active[slots == slot]
+            rows = rows[np.argsort(table.socket[rows], kind="stable")]
+            self._plans[slot] = SlotPlan(table, rows, self._fds) if len(rows) else None
+
+    def _receive_sockets(self) -> None:
+        while True:
+            fds = array.array("i")
+            try:
+                body, ancillary, _, _ = self._sockets.recvmsg(256, socket.CMSG_SPACE(64 * fds.itemsize))
+            except BlockingIOError:
+                return
+            if not body:
+                raise SystemExit(0)
+            for level, kind, data in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+            self._fds += fds
+
+    def _raw_ns(self, tick: int, slot: int) -> int:
+        """CLOCK_MONOTONIC at which a slot is due."""
+        return self._clock.to_raw_ns(slot_time_ns(tick, slot) - int(self._table.head[CLOCK_OFFSET_NS]))
+
+    def run(self) -> None:
+        """Send until told to stop."""
+        table = self._table
+        now_ns = self._clock.now_ns() + int(table.head[CLOCK_OFFSET_NS])
+        tick, slot = now_ns // TICK_NS + 1, 0
+        quiet_since_ns = time.monotonic_ns()
+        while True:
+            if table.head[LAYOUT] != self._layout:
+                self._replan()
+            plan = self._plans[slot]
+            if plan is not None or slot == 0:
+                due_ns = self._raw_ns(tick, slot)
+                self._timer.sleep_until(due_ns)
+                late_ns = time.monotonic_ns() - due_ns
+                if late_ns > LATEST_NS:
+                    missed = late_ns // TICK_NS
+                    table.counters[SKIPPED] += np.uint64(missed)
+                    table.sent_tick[:] = tick + missed - 1
+                    tick += missed
+                    continue
+                if plan is not None:
+                    sent, dropped = plan.send(table, tick)
+                    if sent or dropped:
+                        quiet_since_ns = due_ns
+                        table.counters[SENT] += np.uint64(sent)
+                        table.counters[DROPPED] += np.uint64(dropped)
+                        bin_ = max(0, min(LATENESS_BINS - 1, late_ns // (LATENESS_BIN_US * 1_000)))
+                        table.lateness[bin_] += np.uint64(sent)
+            table.sent_tick[slot] = tick
+            slot += 1
+            if slot == SLOTS:
+                slot = 0
+                tick += 1
+                table.counters[SENDER_CPU_NS] = time.process_time_ns()
+                if self._stopping_at_ns is not None:
+                    now_ns = time.monotonic_ns()
+                    if now_ns - self._stopping_at_ns > _TERM_GRACE_NS or now_ns - quiet_since_ns > 10 * TICK_NS:
+                        return
+
+
+def main(arguments: list[str]) -> None:
+    memory_fd, rows, sockets_fd, parent = (int(argument) for argument in arguments[:4])
+    die_with_parent(parent, signal.SIGKILL)
+    clock = LocalClock(float(arguments[4]), float(arguments[5]))
+    sockets = socket.socket(fileno=sockets_fd)
+    sockets.setblocking(False)
+    table = RowTable(rows, memory_fd)
+    sender = Sender(table, sockets, clock)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    sender.run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

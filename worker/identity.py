@@ -1,0 +1,44 @@
+"""Who a child of the supervisor is: given on its command line, the same for both kinds of worker."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import socket
+from typing import NamedTuple
+
+
+class Identity(NamedTuple):
+    """Command line of a worker process.
+
+    Attributes:
+        id: new at every start.
+        name: stable, `<host>-<role>-<n>`.
+        parent: pid of the supervisor.
+        ports: first and last UDP port dealt to it, empty for any.
+    """
+
+    id: str
+    name: str
+    parent: int
+    ports: range
+
+    def arguments(self) -> list[str]:
+        ports = f"{self.ports.start}-{self.ports.stop - 1}" if self.ports else "0"
+        return ["--id", self.id, "--name", self.name, "--parent", str(self.parent), "--ports", ports]
+
+
+def read_identity(arguments: list[str]) -> Identity:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--id", required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--ports", default="0")
+    known = parser.parse_args(arguments)
+    low, _, high = known.ports.partition("-")
+    return Identity(known.id, known.name, known.parent, range(int(low), int(high) + 1) if high else range(0))
+
+
+def host_name() -> str:
+    """This host's name in the letters that names may have."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:32].lstrip("._-") or "host"

@@ -1,0 +1,166 @@
+"""A worker's place in the pool: its record and lease, what it shall do, and what it reports.
+
+Source: design section 4, "What a worker shall do" and "Leases and outages".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import TypeVar
+
+import msgspec
+
+from shared.clock import NS_PER_MS, LocalClock
+from shared.errors import StoreUnavailable
+from shared.logs import get_logger
+from shared.schema import event as events
+from shared.schema.event import Event
+from shared.schema.records import BroadcastStatus, GuildStatus, WorkerRecord, WorkerStats
+from shared.store.client import Store
+from shared.store.keys import Keys
+
+LEASE_MS = 3_000
+RENEW_EVERY_MS = 500
+LOOK_EVERY_S = 2.0
+RECORD_TTL_MS = 60_000
+EVENTS_KEPT = 10_000
+
+_Want = TypeVar("_Want", bound=msgspec.Struct)
+
+
+def unix_ms() -> int:
+    return time.time_ns() // NS_PER_MS
+
+
+def worker_fields(record: WorkerRecord) -> list[str]:
+    """Fields and values of a worker's hash on Redis: words as they are, the rest as JSON."""
+    pairs: list[str] = []
+    for name, value in msgspec.to_builtins(record).items():
+        pairs += (name, value if isinstance(value, str) else msgspec.json.encode(value).decode())
+    return pairs
+
+
+class Membership:
+    """One worker as the coordinator sees it."""
+
+    def __init__(self, store: Store, keys: Keys, record: WorkerRecord, clock: LocalClock) -> None:
+        self.record = record
+        self.keys = keys
+        self._store = store
+        self._clock = clock
+        self._lease_until_ns = 0
+        self._beating: asyncio.Task[None] | None = None
+        self._lease_changed = asyncio.Event()
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def lease_valid(self) -> bool:
+        """Whether nobody may have been given this worker's guilds meanwhile, judged by the own clock."""
+        return self._clock.now_ns() < self._lease_until_ns
+
+    async def join(self) -> None:
+        """Announce the worker.
+
+        Raises: StoreUnavailable.
+        """
+        await self.renew(self.record.headroom, self.record.stats)
+        up = Event(type="worker.up", at=unix_ms(), worker=self.id)
+        await self._store.pipeline(
+            [
+                ("XADD", self.keys.events, "MAXLEN", "~", EVENTS_KEPT, "*", events.FIELD, events.encode(up)),
+                ("PUBLISH", self.keys.wake_leader, self.id),
+            ]
+        )
+
+    async def renew(self, headroom: int, stats: WorkerStats) -> None:
+        """Write lease and record.
+
+        Raises: StoreUnavailable.
+        """
+        asked_ns = self._clock.now_ns()
+        self.record = msgspec.structs.replace(self.record, headroom=headroom, stats=stats)
+        await self._store.transaction(
+            [
+                ("SET", self.keys.lease(self.id), self.record.name, "PX", LEASE_MS),
+                ("HSET", self.keys.worker(self.id), *worker_fields(self.record)),
+                ("PEXPIRE", self.keys.worker(self.id), RECORD_TTL_MS),
+                ("SADD", self.keys.workers, self.id),
+            ]
+        )
+        self._lease_until_ns = asked_ns + LEASE_MS * NS_PER_MS
+        self._lease_changed.set()
+
+    def beat(self, headroom: int, stats: WorkerStats) -> None:
+        """Renew without waiting for it; called from the pace of the work itself, so that a dead pace ends the lease."""
+        if self._beating is None or self._beating.done():
+            self._beating = asyncio.create_task(self._renew_or_note(headroom, stats))
+
+    async def _renew_or_note(self, headroom: int, stats: WorkerStats) -> None:
+        try:
+            await self.renew(headroom, stats)
+        except StoreUnavailable as error:
+            get_logger().warning("lease.renewal_failed", error=error.message, valid=self.lease_valid)
+
+    async def wait_lease(self) -> None:
+        """Wait until the lease is valid: nobody identifies or resumes without it."""
+        while not self.lease_valid:
+            self._lease_changed.clear()
+            await self._lease_changed.wait()
+
+    async def wants(self, kind: type[_Want]) -> AsyncIterator[dict[str, _Want]]:
+        """What this worker shall do: at once, on every wake, every 2 s, and after every reconnect. Never ends."""
+        decoder = msgspec.json.Decoder(kind)
+        channels = [self.keys.wake(self.id), self.keys.wake_all]
+        while True:
+            try:
+                async with aclosing(self._store.hear(channels, LOOK_EVERY_S)) as woken:
+                    async for _ in woken:
+                        raw: dict[str, str] = await self._store.command("HGETALL", self.keys.want(self.id))
+                        yield {name: decoder.decode(body) for name, body in raw.items()}
+            except StoreUnavailable as error:
+                get_logger().warning("want.unreadable", error=error.message)
+                await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - jitter
+
+    async def report(
+        self, record_key: str, generation: int, status: GuildStatus | BroadcastStatus, event: Event | None
+    ) -> bool:
+        """Write a status under a generation; False when the work was assigned anew since.
+
+        Raises: StoreUnavailable.
+        """
+        return bool(
+            await self._store.script(
+                "report",
+                [record_key, self.keys.events],
+                [
+                    generation,
+                    msgspec.json.encode(status).decode(),
+                    events.encode(event) if event else "",
+                    EVENTS_KEPT,
+                ],
+            )
+        )
+
+    async def leave(self) -> None:
+        """Take the worker out of the pool, after it has ended its work.
+
+        Raises: StoreUnavailable.
+        """
+        if self._beating is not None:
+            await asyncio.gather(self._beating, return_exceptions=True)
+        self._lease_until_ns = 0
+        gone = msgspec.structs.replace(self.record, gone=True, headroom=0)
+        await self._store.transaction(
+            [
+                ("DEL", self.keys.lease(self.id)),
+                ("HSET", self.keys.worker(self.id), *worker_fields(gone)),
+                ("PUBLISH", self.keys.wake_leader, self.id),
+            ]
+        )

@@ -1,0 +1,58 @@
+"""Tells Redis the states of guilds and sources, the newest of each, and waits out an absence of Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from shared.errors import StoreUnavailable
+from shared.logs import get_logger
+from shared.schema.event import Event
+from shared.schema.records import BroadcastStatus, GuildStatus
+from worker.membership import Membership
+
+
+class Reporter:
+    """A queue with one place per record: memory is bounded by what the worker holds."""
+
+    def __init__(self, membership: Membership) -> None:
+        self._membership = membership
+        self._pending: dict[str, tuple[int, GuildStatus | BroadcastStatus, Event | None]] = {}
+        self._filled = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+
+    def tell(
+        self, record_key: str, generation: int, status: GuildStatus | BroadcastStatus, event: Event | None
+    ) -> None:
+        """Have a status written soon; a newer one of the same record replaces it."""
+        self._pending.pop(record_key, None)
+        self._pending[record_key] = (generation, status, event)
+        self._emptied.clear()
+        self._filled.set()
+
+    async def run(self) -> None:
+        """Write for ever."""
+        while True:
+            await self._filled.wait()
+            while self._pending:
+                key = next(iter(self._pending))
+                told = self._pending[key]
+                try:
+                    await self._membership.report(key, *told)
+                except StoreUnavailable as error:
+                    get_logger().warning("report.delayed", error=error.message, waiting=len(self._pending))
+                    await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - jitter
+                    continue
+                if self._pending.get(key) is told:
+                    del self._pending[key]
+            self._filled.clear()
+            self._emptied.set()
+
+    async def flushed(self, timeout_s: float) -> None:
+        """Wait until all is written, or the time is over."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._emptied.wait()
+        except TimeoutError:
+            get_logger().warning("report.given_up", waiting=len(self._pending))

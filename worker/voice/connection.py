@@ -1,0 +1,331 @@
+"""One voice connection: a thin shell of sockets and timers over the gateway's state machine.
+
+It connects, identifies, finds its external address, selects the protocol, keeps the heartbeat, and resumes on its own
+where the protocol says so. Every other end it raises; whoever owns the guild decides.
+
+Source: voice protocol reference, sections 2 and 3; design section 4, "Voice credentials".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import aiohttp
+
+from shared.errors import ErrorCode, MalformedPacket, ProtocolError, VoiceClosed, VoiceError
+from shared.logs import get_logger
+from shared.protocol import ip_discovery
+from shared.protocol.close_codes import Action
+from shared.protocol.transport_crypto import choose_mode
+from shared.protocol.voice_gateway import (
+    Credentials,
+    Event,
+    Hello,
+    Ready,
+    Resumed,
+    SessionDescription,
+    State,
+    VoiceGateway,
+)
+
+CONNECT_TIMEOUT_S = 10.0
+STEP_TIMEOUT_S = 10.0
+"""For each answer of the handshake."""
+DISCOVERY_EVERY_S = 1.0
+DISCOVERY_TRIES = 6
+KEEPALIVE_EVERY_S = 5.0
+LONGEST_HEARTBEAT_S = 5.0
+"""Heartbeats come at least this often, so that a dead server is noticed in 15 s (section 2.4)."""
+DEAD_AFTER_UNACKED = 3
+RESUME_TRIES = 5
+CLOSE_TIMEOUT_S = 1.0
+_LARGEST_MESSAGE_BYTES = 1 << 20
+_MODE_BITS = {"microphone": 1, "soundshare": 2, "priority": 4}
+
+
+def speaking_bits(flags: tuple[str, ...]) -> int:
+    """Bitmask of op 5 for the flags of a guild."""
+    return sum(_MODE_BITS[flag] for flag in set(flags))
+
+
+class DatagramPort(Protocol):
+    """A 5-tuple of this connection's own."""
+
+    number: int
+
+    def send(self, datagram: bytes) -> None: ...
+
+    def release(self) -> None: ...
+
+
+LeasePort = Callable[[tuple[str, int], Callable[[bytes], None]], DatagramPort]
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """What is needed to send audio: handed over when a key came, and again when it changed."""
+
+    ssrc: int
+    remote: tuple[str, int]
+    socket_number: int
+    mode: str
+    secret_key: bytes = field(repr=False)
+
+
+class VoiceConnection:
+    """A session on one voice server, over as many WebSockets as its resumes need.
+
+    Args:
+        credentials: of this session.
+        endpoint: host or host:port of the voice gateway.
+        http: client session that opens the WebSockets.
+        tls: context that trusts the server.
+        lease_port: gives a UDP 5-tuple towards the media server.
+        may_resume: returns once resuming is allowed (the worker's lease is valid).
+        on_media: told of the key; the session is established, Speaking comes before the first packet.
+        speaking: flags of op 5 while established.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        endpoint: str,
+        *,
+        http: aiohttp.ClientSession,
+        tls: ssl.SSLContext,
+        lease_port: LeasePort,
+        may_resume: Callable[[], Awaitable[None]],
+        on_media: Callable[[Media], None],
+        speaking: int,
+    ) -> None:
+        self._gateway = VoiceGateway(credentials)
+        self._url = f"wss://{endpoint}/?v=8"
+        self._http = http
+        self._tls = tls
+        self._lease_port = lease_port
+        self._may_resume = may_resume
+        self._on_media = on_media
+        self._speaking = speaking
+        self._log = get_logger().bind(guild=credentials.guild_id)
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._port: DatagramPort | None = None
+        self._remote: tuple[str, int] = ("", 0)
+        self._discovered: asyncio.Future[tuple[str, int]] | None = None
+        self._keepalives = 0
+        self._discovery_ssrc = 0
+        self._gateway_was_up = False
+        self._closing = False
+        self.resumes = 0
+
+    async def run(self) -> None:
+        """Hold the session until `close` is called.
+
+        Raises: VoiceClosed, VoiceError, ProtocolError: the session is over.
+        """
+        tries = 0
+        try:
+            while not self._closing:
+                established_before = self._gateway.can_resume
+                try:
+                    await self._serve_one_socket()
+                    code: int | None = None
+                except VoiceClosed as closed:
+                    code = closed.close_code
+                    if not self._resumable(code):
+                        raise
+                except VoiceError:
+                    # the network failed: an established session outlives that, a new one is given up
+                    if not established_before or not self._resumable(None):
+                        raise
+                    code = None
+                if self._closing:
+                    return
+                tries = 0 if self._gateway_was_up else tries + 1
+                if tries >= RESUME_TRIES:
+                    raise VoiceError(f"not resumed after {tries} tries", code=ErrorCode.VOICE_UNREACHABLE)
+                self.resumes += 1
+                self._log.info("connection.resuming", close_code=code, attempt=tries + 1)
+                await asyncio.sleep(random.uniform(0, 0.25 * 2**tries))  # noqa: S311 - jitter
+                await self._may_resume()
+        finally:
+            self._closing = True
+            if self._port is not None:
+                self._port.release()
+
+    def _resumable(self, code: int | None) -> bool:
+        return self._gateway.disconnected(code) is Action.RESUME and self._gateway.can_resume
+
+    async def _serve_one_socket(self) -> None:
+        """Open a WebSocket, shake hands, and stay until it ends. Raises what ended it."""
+        self._gateway_was_up = False
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                websocket = await self._http.ws_connect(
+                    self._url, ssl=self._tls, max_msg_size=_LARGEST_MESSAGE_BYTES, autoclose=False, compress=0
+                )
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise VoiceError(f"{self._url}: {error or 'no answer'}", code=ErrorCode.VOICE_UNREACHABLE) from error
+        self._socket = websocket
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._converse(websocket, group))
+        except* (VoiceError, ProtocolError) as failed:
+            raise failed.exceptions[0] from None
+        finally:
+            self._socket = None
+            if not websocket.closed:
+                await _close_quietly(websocket, 1000)
+
+    async def _converse(self, websocket: aiohttp.ClientWebSocketResponse, group: asyncio.TaskGroup) -> None:
+        gateway = self._gateway
+        gateway.connected()
+        await self._flush(websocket)
+        helpers: list[asyncio.Task[None]] = []
+        try:
+            while True:
+                established = gateway.state is State.ESTABLISHED
+                message = await self._receive(websocket, None if established else STEP_TIMEOUT_S)
+                if message.type is aiohttp.WSMsgType.TEXT:
+                    events = gateway.receive_text(message.data)
+                elif message.type is aiohttp.WSMsgType.BINARY:
+                    events = gateway.receive_binary(message.data)
+                else:
+                    if self._closing:
+                        return
+                    code = websocket.close_code if message.type is not aiohttp.WSMsgType.ERROR else 1006
+                    raise VoiceClosed(code if code is not None else 1006, _reason(message))
+                for event in events:
+                    helpers += self._react(event, websocket, group)
+                await self._flush(websocket)
+        finally:
+            for helper in helpers:
+                helper.cancel()
+
+    async def _receive(self, websocket: aiohttp.ClientWebSocketResponse, timeout_s: float | None) -> aiohttp.WSMessage:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await websocket.receive()
+        except TimeoutError:
+            raise VoiceError(f"no answer in state {self._gateway.state}", code=ErrorCode.VOICE_TIMEOUT) from None
+
+    def _react(
+        self, event: Event, websocket: aiohttp.ClientWebSocketResponse, group: asyncio.TaskGroup
+    ) -> list[asyncio.Task[None]]:
+        """Do what an event asks for; returns the tasks that live as long as this WebSocket."""
+        match event:
+            case Hello(heartbeat_interval_ms=interval_ms):
+                interval_s = min(interval_ms / 1_000, LONGEST_HEARTBEAT_S)
+                return [group.create_task(self._heartbeat(websocket, interval_s))]
+            case Ready():
+                if self._port is not None:
+                    self._port.release()
+                mode = choose_mode(event.modes)
+                self._remote = (event.ip, event.port)
+                self._port = self._lease_port(self._remote, self._receive_datagram)
+                return [group.create_task(self._discover(websocket, event.ssrc, mode))]
+            case SessionDescription():
+                if event.dave_protocol_version:
+                    raise VoiceError(
+                        "the server wants end-to-end encryption: only stage channels are served yet",
+                        code=ErrorCode.E2EE_REQUIRED,
+                        retryable=False,
+                    )
+                self._gateway_was_up = True
+                assert self._port is not None
+                assert self._gateway.ssrc is not None
+                self._gateway.speaking(self._speaking)
+                self._on_media(Media(self._gateway.ssrc, self._remote, self._port.number, event.mode, event.secret_key))
+                return [group.create_task(self._keep_alive())]
+            case Resumed():
+                self._gateway_was_up = True
+                self._gateway.speaking(self._speaking)
+                return [group.create_task(self._keep_alive())]
+            case _:
+                return []
+
+    async def _flush(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
+        try:
+            for text in self._gateway.data_to_send():
+                await websocket.send_str(text)
+        except (aiohttp.ClientError, OSError) as error:
+            raise VoiceClosed(1006, str(error)) from error
+
+    async def _heartbeat(self, websocket: aiohttp.ClientWebSocketResponse, interval_s: float) -> None:
+        await asyncio.sleep(interval_s * random.random())  # noqa: S311 - spread over all connections
+        while True:
+            if self._gateway.unacked_heartbeats >= DEAD_AFTER_UNACKED:
+                raise VoiceClosed(1006, f"{DEAD_AFTER_UNACKED} heartbeats without an answer")
+            self._gateway.heartbeat(time.time_ns() // 1_000_000)
+            await self._flush(websocket)
+            await asyncio.sleep(interval_s)
+
+    async def _keep_alive(self) -> None:
+        """Keep NAT mappings and the server's idea of our address fresh (section 3.2)."""
+        while True:
+            if self._port is not None:
+                self._port.send(ip_discovery.keepalive(self._keepalives))
+                self._keepalives += 1
+            await asyncio.sleep(KEEPALIVE_EVERY_S)
+
+    async def _discover(self, websocket: aiohttp.ClientWebSocketResponse, ssrc: int, mode: str) -> None:
+        """Ask for the external address, again each second, then select the protocol (section 3.1)."""
+        assert self._port is not None
+        self._discovery_ssrc = ssrc
+        discovered = self._discovered = asyncio.get_running_loop().create_future()
+        for _ in range(DISCOVERY_TRIES):
+            self._port.send(ip_discovery.request(ssrc))
+            done, _ = await asyncio.wait([discovered], timeout=DISCOVERY_EVERY_S)
+            if done:
+                break
+        else:
+            raise VoiceError(
+                f"no UDP answer from {self._remote[0]}:{self._remote[1]} in {DISCOVERY_TRIES} s: "
+                "a firewall blocks UDP between this host and Discord's voice servers",
+                code=ErrorCode.UDP_BLOCKED,
+            )
+        address, port = discovered.result()
+        self._gateway.select_protocol(address, port, mode)
+        await self._flush(websocket)
+
+    def _receive_datagram(self, datagram: bytes) -> None:
+        """Only the answer to a discovery matters yet; audio of others is not listened to."""
+        if self._discovered is None or self._discovered.done():
+            return
+        try:
+            found = ip_discovery.parse_response(datagram, self._discovery_ssrc)
+        except MalformedPacket:
+            return  # anything may arrive before the answer; the request is repeated
+        self._discovered.set_result(found)
+
+    async def close(self) -> None:
+        """End the session: speaking off, then a clean close. `run` returns."""
+        self._closing = True
+        websocket = self._socket
+        if websocket is None or websocket.closed:
+            return
+        try:
+            if self._gateway.state is State.ESTABLISHED:
+                self._gateway.speaking(0)
+                await self._flush(websocket)
+        except VoiceClosed:
+            return  # the server was faster
+        await _close_quietly(websocket, 1000)
+
+
+async def _close_quietly(websocket: aiohttp.ClientWebSocketResponse, code: int) -> None:
+    """Close within a second, whether or not the peer answers."""
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await websocket.close(code=code)
+    except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        get_logger().debug("websocket.close_failed", error=str(error))
+
+
+def _reason(message: aiohttp.WSMessage) -> str:
+    return message.extra if isinstance(message.extra, str) else ""
