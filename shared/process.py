@@ -37,3 +37,8 @@ def cpu_ns(pid: int) -> int:
     except OSError:
         return 0
     return (int(fields[11]) + int(fields[12])) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def parent_death_signal() -> None:
+    """For `preexec_fn`: have the kernel send SIGTERM to a child that is no program of ours when this process ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)

@@ -1,0 +1,169 @@
+"""The coordinator: stands by until it leads, then takes jobs, plans, and follows what is reported."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+import msgspec
+
+from coordinator.election import Leadership
+from coordinator.intake import BLOCK_S, Intake
+from coordinator.jobs import JobEffects, unix_ms
+from coordinator.planner import Planner
+from coordinator.recovery import Recovery
+from coordinator.registry import Change, Registry
+from shared.errors import LeaseLost, StoreUnavailable
+from shared.logs import get_logger
+from shared.schema import event as events
+from shared.schema.event import Event
+from shared.seal import VoiceSeal
+from shared.settings import Settings
+from shared.store.client import Store, reach
+from shared.store.keys import Keys
+
+_PLAN_EVERY_S = 0.25
+_READ_AT_ONCE = 500
+
+
+class Coordinator:
+    """One candidate; of any number, one leads."""
+
+    def __init__(self, settings: Settings, host: str) -> None:
+        self._keys = Keys(settings.namespace)
+        self._store = Store(settings.redis_url, ca_file=settings.tls_ca_file)
+        self._jobs_reader = self._store.sibling(block_s=BLOCK_S)
+        self._events_reader = self._store.sibling(block_s=BLOCK_S)
+        self._seal = VoiceSeal(settings.seal_key.get_secret_value() if settings.seal_key else None)
+        self._leadership = Leadership(self._store, self._keys, host)
+        if settings.seal_key is None:
+            get_logger().warning("seal_key.missing", effect="voice credentials are stored in clear on Redis")
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Lead whenever possible, until `stop` is set.
+
+        Raises: StoreUnavailable: Redis did not answer at the start.
+        """
+        try:
+            await reach(self._store)
+            work = asyncio.create_task(self._lead_for_ever())
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            work.cancel()
+            ended = (await asyncio.gather(work, stopped, return_exceptions=True))[0]
+            if isinstance(ended, Exception):
+                raise ended
+            try:
+                await self._leadership.resign()
+            except StoreUnavailable as error:
+                get_logger().warning("leader.resign_failed", error=error.message)
+        finally:
+            for store in (self._jobs_reader, self._events_reader, self._store):
+                await store.close()
+        get_logger().info("coordinator.stopped")
+
+    async def _lead_for_ever(self) -> None:
+        while True:
+            try:
+                await self._leadership.campaign()
+                await self._lead()
+            except* (LeaseLost, StoreUnavailable) as ended:
+                get_logger().warning("leader.stepped_down", error=str(ended.exceptions[0]))
+            # Whatever was in flight is unknown now: the next term loads everything anew.
+            await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311 - jitter
+
+    async def _lead(self) -> None:
+        registry = Registry(self._store, self._keys)
+        last_event = await self._last_event()
+        await registry.load()
+        get_logger().info("registry.loaded", guilds=len(registry.guilds), broadcasts=len(registry.broadcasts))
+        change = Change(registry)
+        change.event(Event(type="leader.changed", at=unix_ms(), term=self._leadership.term))
+        await change.commit(self._leadership)
+        lock = asyncio.Lock()
+        recovery = Recovery()
+        effects = JobEffects(registry, self._leadership, self._seal)
+        planner = Planner(registry, self._leadership, recovery)
+        intake = Intake(self._store, self._jobs_reader, registry, self._leadership, effects, lock)
+        await self._catch_up(registry, recovery)
+        woken = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._leadership.keep(), name="lease")
+            group.create_task(self._listen(woken), name="wake")
+            group.create_task(self._follow(registry, recovery, last_event, lock, woken), name="events")
+            group.create_task(self._plan(planner, lock, woken), name="plan")
+            group.create_task(intake.run(), name="jobs")
+
+    async def _last_event(self) -> str:
+        found = await self._store.command("XREVRANGE", self._keys.events, "+", "-", "COUNT", 1)
+        return str(found[0][0]) if found else "0-0"
+
+    async def _catch_up(self, registry: Registry, recovery: Recovery) -> None:
+        """What was reported while nobody led stands in the statuses."""
+        change = Change(registry)
+        for guild in list(registry.guilds.values()):
+            status = guild.status
+            if guild.worker and status is not None and status.state == "failed":
+                recovery.failed(guild, status.code, status.close_code, time.monotonic(), change)
+        for broadcast in list(registry.broadcasts.values()):
+            if broadcast.status is not None and broadcast.status.state == "ended":
+                change.drop_broadcast(broadcast)
+        await change.commit(self._leadership)
+
+    async def _plan(self, planner: Planner, lock: asyncio.Lock, woken: asyncio.Event) -> None:
+        while True:
+            async with lock:
+                await planner.step()
+            try:
+                async with asyncio.timeout(_PLAN_EVERY_S):
+                    await woken.wait()
+            except TimeoutError:
+                pass  # nobody called: look all the same
+            woken.clear()
+
+    async def _listen(self, woken: asyncio.Event) -> None:
+        async for _ in self._store.hear([self._keys.wake_leader], BLOCK_S):
+            woken.set()
+
+    async def _follow(
+        self, registry: Registry, recovery: Recovery, last_id: str, lock: asyncio.Lock, woken: asyncio.Event
+    ) -> None:
+        """Follow the events: they are the workers' reports."""
+        while True:
+            reply = await self._events_reader.command(
+                *("XREAD", "COUNT", _READ_AT_ONCE, "BLOCK", int(BLOCK_S * 1_000)),
+                *("STREAMS", self._keys.events, last_id),
+            )
+            for _, entries in reply or ():
+                change = Change(registry)
+                async with lock:
+                    for entry_id, fields in entries:
+                        self._note(fields.get(events.FIELD, ""), registry, recovery, change)
+                        last_id = entry_id
+                    if change.transaction.changes:
+                        await change.commit(self._leadership)
+                        woken.set()
+
+    def _note(self, body: str, registry: Registry, recovery: Recovery, change: Change) -> None:
+        try:
+            event = events.decode(body)
+        except msgspec.MsgspecError:
+            return  # of another version: not for us
+        if event.type == "broadcast.ended":
+            broadcast = registry.broadcasts.get(event.broadcast)
+            if broadcast is not None and broadcast.generation and broadcast.generation == event.generation:
+                change.drop_broadcast(broadcast)
+            return
+        if not event.guild:
+            return
+        key = (event.bot, event.guild)
+        guild = registry.guilds.get(key)
+        if guild is None:
+            recovery.well(key)
+        elif guild.generation and guild.generation == event.generation:
+            if event.type == "guild.failed":
+                recovery.failed(guild, event.code, event.close_code, time.monotonic(), change)
+            elif event.type in ("guild.playing", "guild.idle"):
+                recovery.well(key)

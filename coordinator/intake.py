@@ -1,0 +1,139 @@
+"""Takes jobs in order, each once: effect, job status, event and cursor are one change.
+
+Source: design section 4, "Jobs in".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import msgspec
+
+from coordinator.election import Leadership
+from coordinator.jobs import JobEffects, unix_ms
+from coordinator.registry import Change, Registry
+from shared.errors import ErrorCode, JobError
+from shared.logs import get_logger
+from shared.schema.event import Event
+from shared.schema.job import check_sense, decode_job, digest, job_id_of, unserved
+from shared.store.client import Store
+
+FIELD = "job"
+BLOCK_S = 1.0
+STATUS_KEPT_S = 24 * 3_600
+DEAD_KEPT = 1_000
+_READ_AT_ONCE = 100
+_DEAD_BODY_CHARS = 4_096
+_SECRET = re.compile(r'("(?:voice|token|session_id)"\s*:\s*)("(?:[^"\\]|\\.)*"?|\{[^}]*\}?)')
+
+
+class Intake:
+    """Reads the job stream behind a cursor of its own.
+
+    Args:
+        store: for status look-ups.
+        reader: a client that may block.
+        lock: held while the desired state changes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        reader: Store,
+        registry: Registry,
+        leadership: Leadership,
+        effects: JobEffects,
+        lock: asyncio.Lock,
+    ) -> None:
+        self._store = store
+        self._reader = reader
+        self._registry = registry
+        self._leadership = leadership
+        self._effects = effects
+        self._lock = lock
+        self._keys = registry.keys
+
+    async def run(self) -> None:
+        """Take jobs for ever.
+
+        Raises: LeaseLost, StoreUnavailable.
+        """
+        cursor = await self._store.command("GET", self._keys.jobs_cursor) or "0-0"
+        while True:
+            reply = await self._reader.command(
+                *("XREAD", "COUNT", _READ_AT_ONCE, "BLOCK", int(BLOCK_S * 1_000)),
+                *("STREAMS", self._keys.jobs, cursor),
+            )
+            for _, entries in reply or ():
+                for entry_id, fields in entries:
+                    async with self._lock:
+                        await self._take(entry_id, fields)
+                    cursor = entry_id
+
+    async def _take(self, entry_id: str, fields: dict[str, str]) -> None:
+        body = fields.get(FIELD, "")
+        job_id = job_id_of(body) or entry_id
+        said = digest(body)
+        seen: dict[str, Any] = await self._store.command("HGETALL", self._keys.job(job_id))
+        change = Change(self._registry)
+        if seen.get("digest") == said:
+            get_logger().info("job.repeated", job=job_id)
+        else:
+            try:
+                if seen:
+                    raise JobError(f"id: {job_id!r} was used by another job", code=ErrorCode.JOB_CONFLICT)
+                await self._do(body, change)
+                self._done(change, job_id, said)
+            except JobError as error:
+                change = Change(self._registry)  # half an effect is none
+                self._failed(change, job_id, said, error, body, entry_id, keep_status=bool(seen))
+        change.transaction.add("SET", self._keys.jobs_cursor, entry_id)
+        change.transaction.add("XDEL", self._keys.jobs, entry_id)
+        await change.commit(self._leadership)
+
+    async def _do(self, body: str, change: Change) -> None:
+        job = decode_job(body)
+        missing = unserved(job)
+        if missing is not None:
+            raise JobError(f"{missing} is not served by this version", code=ErrorCode.NOT_SUPPORTED_YET)
+        check_sense(job)
+        await self._effects.apply(job, change)  # type: ignore[arg-type]
+
+    def _done(self, change: Change, job_id: str, said: str) -> None:
+        self._status(change, job_id, said, "done", None)
+        change.event(Event(type="job.done", at=unix_ms(), job=job_id))
+
+    def _failed(
+        self, change: Change, job_id: str, said: str, error: JobError, body: str, entry_id: str, *, keep_status: bool
+    ) -> None:
+        get_logger().warning("job.failed", job=job_id, code=error.code, error=error.message)
+        if not keep_status:
+            self._status(change, job_id, said, "failed", error)
+        change.event(Event(type="job.failed", at=unix_ms(), job=job_id, code=str(error.code), message=error.message))
+        change.transaction.add(
+            *("XADD", self._keys.jobs_dead, "MAXLEN", "~", DEAD_KEPT, "*", FIELD, without_credentials(body)),
+            *("entry", entry_id, "code", str(error.code), "message", error.message),
+        )
+
+    def _status(self, change: Change, job_id: str, said: str, state: str, error: JobError | None) -> None:
+        key = self._keys.job(job_id)
+        change.transaction.add(
+            *("HSET", key, "state", state, "at", unix_ms(), "digest", said),
+            *("code", str(error.code) if error else "", "message", error.message if error else ""),
+        )
+        change.transaction.add("EXPIRE", key, STATUS_KEPT_S)
+
+
+def without_credentials(body: str) -> str:
+    """A job's text with its voice credentials removed, also where it is no JSON."""
+    try:
+        job = msgspec.json.decode(body)
+    except msgspec.MsgspecError:
+        return _SECRET.sub(r'\1"(removed)"', body)[:_DEAD_BODY_CHARS]
+    if isinstance(job, dict):
+        for name in ("voice", "token", "session_id"):
+            if name in job:
+                job[name] = "(removed)"
+    return msgspec.json.encode(job).decode()[:_DEAD_BODY_CHARS]

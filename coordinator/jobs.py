@@ -1,0 +1,135 @@
+"""What each job does to the desired state. One function a job; none waits for what becomes of it.
+
+Source: design section 4, "Jobs in".
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import msgspec
+
+from coordinator.election import Leadership
+from coordinator.registry import Broadcast, Change, Guild, Registry, released
+from shared.errors import ErrorCode, JobError
+from shared.schema.event import Event
+from shared.schema.job import BroadcastStart, BroadcastStop, GuildJoin, GuildLeave, GuildVoice, ServedJob
+from shared.schema.records import BroadcastSpec, BroadcastStatus, GuildSpec, GuildStatus
+from shared.seal import VoiceSeal
+
+
+def unix_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class JobEffects:
+    """Turns a job into a change of the registry."""
+
+    def __init__(self, registry: Registry, leadership: Leadership, seal: VoiceSeal) -> None:
+        self._registry = registry
+        self._leadership = leadership
+        self._seal = seal
+
+    async def apply(self, job: ServedJob, change: Change) -> None:
+        """Add a job's effect to a change.
+
+        Raises: JobError: nothing was added. LeaseLost, StoreUnavailable.
+        """
+        match job:
+            case BroadcastStart():
+                await self._broadcast_start(job, change)
+            case BroadcastStop():
+                await self._broadcast_stop(job, change)
+            case GuildJoin():
+                self._guild_join(job, change)
+            case GuildVoice():
+                self._guild_voice(job, change)
+            case GuildLeave():
+                self._guild_leave(job, change)
+
+    async def _broadcast_start(self, job: BroadcastStart, change: Change) -> None:
+        if job.broadcast in self._registry.broadcasts:
+            raise JobError(f"broadcast: {job.broadcast!r} is running", code=ErrorCode.BROADCAST_EXISTS)
+        run = await self._leadership.draw()
+        spec = BroadcastSpec(broadcast=job.broadcast, run=run, source=job.source, opus=job.opus, job=job.id)
+        change.put_broadcast(Broadcast(spec, status=BroadcastStatus(state="starting", at=unix_ms())))
+        change.wake_all()
+
+    async def _broadcast_stop(self, job: BroadcastStop, change: Change) -> None:
+        broadcast = self._registry.broadcasts.get(job.broadcast)
+        if broadcast is None:
+            raise JobError(f"broadcast: no {job.broadcast!r} is running", code=ErrorCode.BROADCAST_UNKNOWN)
+        if broadcast.worker:
+            change.put_broadcast(replace(broadcast, term=await self._leadership.draw(), stopping=True))
+        else:
+            change.drop_broadcast(broadcast)
+            change.event(
+                Event(
+                    type="broadcast.ended",
+                    at=unix_ms(),
+                    job=job.id,
+                    broadcast=job.broadcast,
+                    run=broadcast.spec.run,
+                    reason="stopped",
+                )
+            )
+        if job.leave:
+            for guild in self._registry.guilds.values():
+                if guild.spec.broadcast == job.broadcast:
+                    self._drop_guild(guild, job.id, change)
+
+    def _guild_join(self, job: GuildJoin, change: Change) -> None:
+        before = self._registry.guilds.get((job.bot, job.guild))
+        voice = self._seal.seal(job.voice) if job.voice is not None else None
+        if voice is None and before is not None and before.spec.channel == job.channel:
+            voice = before.spec.voice
+        spec = GuildSpec(
+            bot=job.bot,
+            guild=job.guild,
+            channel=job.channel,
+            broadcast=job.broadcast,
+            speaking=job.speaking,
+            voice=voice,
+            job=job.id,
+        )
+        if before is not None and job.voice is None and before.spec.channel == job.channel:
+            change.put_guild(replace(before, spec=spec))
+        else:
+            self._put_anew(spec, before, change)
+
+    def _guild_voice(self, job: GuildVoice, change: Change) -> None:
+        before = self._guild(job.bot, job.guild)
+        spec = msgspec.structs.replace(before.spec, channel=job.channel, voice=self._seal.seal(job.voice), job=job.id)
+        self._put_anew(spec, before, change)
+
+    @staticmethod
+    def _put_anew(spec: GuildSpec, before: Guild | None, change: Change) -> None:
+        """Store a spec that needs a session of its own: the planner places it under a new generation."""
+        status = GuildStatus(state="wanted", at=unix_ms())
+        change.put_guild(replace(released(before), spec=spec, status=status) if before else Guild(spec, status=status))
+
+    def _guild_leave(self, job: GuildLeave, change: Change) -> None:
+        self._drop_guild(self._guild(job.bot, job.guild), job.id, change)
+
+    def _guild(self, bot: str, guild: str) -> Guild:
+        found = self._registry.guilds.get((bot, guild))
+        if found is None:
+            raise JobError(f"guild: {guild} was not joined", code=ErrorCode.GUILD_UNKNOWN)
+        return found
+
+    @staticmethod
+    def _drop_guild(guild: Guild, job_id: str, change: Change) -> None:
+        change.drop_guild(guild)
+        change.event(
+            Event(
+                type="guild.stopped",
+                at=unix_ms(),
+                job=job_id,
+                bot=guild.spec.bot,
+                guild=guild.spec.guild,
+                channel=guild.spec.channel,
+                broadcast=guild.spec.broadcast,
+                worker=guild.worker,
+            )
+        )

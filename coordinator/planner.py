@@ -1,0 +1,129 @@
+"""Brings what is into line with what is wanted: lost workers are let go, what nobody holds is placed.
+
+Level-triggered: each pass looks at the whole, so a missed message costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from coordinator.election import Leadership
+from coordinator.jobs import unix_ms
+from coordinator.placement import Room, place
+from coordinator.recovery import Recovery
+from coordinator.registry import Broadcast, Change, Guild, Registry, Worker, released
+from shared.logs import get_logger
+from shared.schema.event import Event
+from shared.schema.records import WorkerRole
+
+GRACE_S = 5.0
+"""After an election nobody is judged lost for this long: after an outage all leases are gone at once."""
+_AT_ONCE = 100
+"""Records changed in one script, so that Redis is never held up for long."""
+
+
+class Planner:
+    """Assigns guilds to fan-out workers and sources to encode workers."""
+
+    def __init__(self, registry: Registry, leadership: Leadership, recovery: Recovery) -> None:
+        self._registry = registry
+        self._leadership = leadership
+        self._recovery = recovery
+        self._judges_from_s = time.monotonic() + GRACE_S
+
+    async def step(self) -> None:
+        """One pass.
+
+        Raises: LeaseLost, StoreUnavailable.
+        """
+        await self._registry.look_at_workers()
+        for worker in list(self._registry.workers.values()):
+            if self._is_lost(worker):
+                await self._let_go(worker)
+        await self._ask_for_voice()
+        await self._place_sources()
+        await self._place_guilds()
+
+    def _is_lost(self, worker: Worker) -> bool:
+        if worker.record.gone:
+            return True
+        return not worker.leased and time.monotonic() >= self._judges_from_s
+
+    async def _let_go(self, worker: Worker) -> None:
+        """Release all that a lost worker held; its record goes last, so that a broken-off pass is made again."""
+        record = worker.record
+        guilds = self._registry.guilds_of(record.id)
+        get_logger().warning("worker.lost", worker=record.id, guilds=len(guilds), reported=record.gone)
+        for some in _batches(guilds):
+            change = Change(self._registry)
+            for guild in some:
+                change.put_guild(released(guild))
+            await change.commit(self._leadership)
+        change = Change(self._registry)
+        for broadcast in self._registry.broadcasts_of(record.id):
+            change.put_broadcast(replace(broadcast, generation=0, worker=""))
+        change.drop_worker(record.id)
+        change.event(Event(type="worker.lost", at=unix_ms(), worker=record.id))
+        await change.commit(self._leadership)
+
+    async def _ask_for_voice(self) -> None:
+        now_s = time.monotonic()
+        change = Change(self._registry)
+        for guild in list(self._registry.guilds.values()):
+            if guild.spec.voice is not None:
+                self._recovery.answered(guild.key)
+                continue
+            self._recovery.overdue(guild, now_s, change)
+            if not self._recovery.holds_back(guild.key, now_s):
+                self._recovery.wants_voice(guild, now_s, change)
+        await change.commit(self._leadership)
+
+    def _rooms(self, role: WorkerRole) -> list[Room]:
+        assigned: dict[str, int] = {}
+        held: list[Guild | Broadcast] = [*self._registry.guilds.values(), *self._registry.broadcasts.values()]
+        for one in held:
+            assigned[one.worker] = assigned.get(one.worker, 0) + 1
+        return [
+            Room(worker.record.id, worker.record.headroom, worker.record.capacity, assigned.get(worker.record.id, 0))
+            for worker in self._registry.workers.values()
+            if worker.record.role == role and worker.leased and not worker.record.gone
+        ]
+
+    async def _place_sources(self) -> None:
+        waiting = [name for name, one in self._registry.broadcasts.items() if not one.worker]
+        placed = place(waiting, self._rooms("encode"))
+        if not placed:
+            return
+        term = await self._leadership.draw(len(placed))
+        change = Change(self._registry)
+        for number, (name, worker) in enumerate(placed.items(), term):
+            # The generation is the publishing term, too: whoever published before is fenced by it.
+            broadcast = self._registry.broadcasts[name]
+            change.put_broadcast(replace(broadcast, generation=number, term=number, worker=worker))
+        await change.commit(self._leadership)
+
+    async def _place_guilds(self) -> None:
+        now_s = time.monotonic()
+        waiting = [
+            guild.key
+            for guild in self._registry.guilds.values()
+            if not guild.worker and guild.spec.voice is not None and not self._recovery.holds_back(guild.key, now_s)
+        ]
+        placed = place(waiting, self._rooms("fanout"))
+        if not placed:
+            return
+        generation = await self._leadership.draw(len(placed))
+        for some in _batches(list(placed)):
+            change = Change(self._registry)
+            for key in some:
+                guild = self._registry.guilds[key]
+                change.put_guild(replace(guild, generation=generation, worker=placed[key]))
+                generation += 1
+            await change.commit(self._leadership)
+
+
+def _batches(items: list[Guild] | list[tuple[str, str]]) -> Iterator[list]:  # type: ignore[type-arg]
+    for start in range(0, len(items), _AT_ONCE):
+        yield items[start : start + _AT_ONCE]

@@ -1,0 +1,63 @@
+"""`python -m tests.emulator`: the local Discord as a process of its own.
+
+Prints one line of JSON when ready: {"control": "http://127.0.0.1:PORT", "ca_file": "/abs/path/ca.pem"}.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import signal
+from pathlib import Path
+
+import uvloop
+
+from tests.emulator.local import LocalDiscord
+from tests.emulator.parent import die_with_parent
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host, int(port)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.emulator", description="The local Discord.")
+    parser.add_argument("--endpoint-guilds", type=int, default=8, help="guilds that share one voice server")
+    parser.add_argument("--control", type=_address, default=("127.0.0.1", 0), help="loopback address, port 0 for any")
+    parser.add_argument("--dir", type=Path, default=None, help="folder for the CA (a temporary one if not given)")
+    parser.add_argument("--sample", type=int, default=128, help="so many guilds are decrypted and kept in full")
+    parser.add_argument("--heartbeat-ms", type=int, default=13_750, help="heartbeat interval that Hello tells")
+    return parser.parse_args()
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    discord = LocalDiscord(
+        endpoint_guilds=options.endpoint_guilds,
+        control=options.control,
+        folder=options.dir,
+        sample=options.sample,
+        heartbeat_interval_ms=options.heartbeat_ms,
+    )
+    async with discord:
+        print(json.dumps({"control": discord.control_url, "ca_file": str(discord.ca_file)}), flush=True)
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({stopped, discord.reading}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    die_with_parent(os.getppid())
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    uvloop.run(_serve(_options()))
+
+
+if __name__ == "__main__":
+    main()

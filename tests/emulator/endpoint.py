@@ -1,0 +1,64 @@
+"""Voice servers: a TLS WebSocket listener and a UDP socket on one loopback address."""
+
+import asyncio
+import ssl
+from dataclasses import dataclass
+from socket import socket
+
+from aiohttp import web
+
+from tests.emulator.datagrams import open_socket
+
+ADDRESSES = tuple(f"127.10.0.{number}" for number in range(1, 17))
+
+
+@dataclass(slots=True, eq=False)
+class Endpoint:
+    """One voice server; `number` is its place among all."""
+
+    number: int
+    address: str
+    port: int
+    udp: socket
+    udp_port: int
+
+
+class Endpoints:
+    """Opens a voice server for every `guilds_each` guilds, on one address after the other."""
+
+    def __init__(self, runner: web.BaseRunner, tls: ssl.SSLContext, guilds_each: int) -> None:
+        self._runner = runner
+        self._tls = tls
+        self._guilds_each = guilds_each
+        self._guilds = 0
+        self._opening = asyncio.Lock()
+        self.opened: list[Endpoint] = []
+        self._by_name: dict[tuple[str, int], Endpoint] = {}
+
+    async def for_next_guild(self) -> Endpoint:
+        """The endpoint of a guild not seen before."""
+        async with self._opening:
+            if self._guilds % self._guilds_each == 0:
+                await self._open()
+            self._guilds += 1
+            return self.opened[-1]
+
+    def at(self, address: str, port: int) -> Endpoint:
+        """The endpoint whose WebSocket listener has this address."""
+        return self._by_name[address, port]
+
+    async def _open(self) -> None:
+        number = len(self.opened)
+        address = ADDRESSES[number % len(ADDRESSES)]
+        site = web.TCPSite(self._runner, address, 0, ssl_context=self._tls)
+        await site.start()
+        port = int(site.port or 0)
+        udp = open_socket(address)
+        endpoint = Endpoint(number, address, port, udp, udp.getsockname()[1])
+        self.opened.append(endpoint)
+        self._by_name[address, port] = endpoint
+
+    def close(self) -> None:
+        """Close the UDP sockets; the listeners belong to the runner."""
+        for endpoint in self.opened:
+            endpoint.udp.close()

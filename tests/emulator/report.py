@@ -1,0 +1,127 @@
+"""What was measured, put together for the control interface."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.emulator import analysis
+from tests.emulator.recorder import Recorder
+from tests.emulator.records import GuildPackets, GuildReport, Percentiles, Report, SessionPackets, SessionReport
+from tests.emulator.server import VoiceServer
+from tests.emulator.session import Guild, VoiceSession
+
+Recording = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True)
+class Recordings:
+    """Copies of all recordings: of every session, and of the sessions of each sampled guild once more by guild."""
+
+    sessions: list[Recording]
+    sampled_guilds: list[list[Recording]]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What `measure_timing` found."""
+
+    skew: Percentiles
+    spread: Percentiles
+    lateness: Percentiles
+
+
+def copy_recordings(server: VoiceServer, recorder: Recorder) -> Recordings:
+    """Copies, so that the analysis may run in a thread."""
+    sessions: list[Recording] = []
+    sampled_guilds: list[list[Recording]] = []
+    for guild in server.guilds.values():
+        own = [recorder.ledger.recording(session.row) for session in guild.sessions]
+        sessions.extend(own)
+        if guild.sampled:
+            sampled_guilds.append(own)
+    return Recordings(sessions, sampled_guilds)
+
+
+def measure_timing(recordings: Recordings) -> Timing:
+    """Lateness over all guilds, skew and spread over the sampled ones."""
+    lateness = [analysis.lateness_ms(each["timestamp"], each["arrival_ns"]) for each in recordings.sessions]
+    heard = [(_joined(guild, "payload"), _joined(guild, "arrival_ns")) for guild in recordings.sampled_guilds]
+    table = analysis.arrivals_ms(heard)
+    return Timing(
+        skew=analysis.skew_percentiles(table),
+        spread=analysis.percentiles(analysis.spread_ms(table)),
+        lateness=analysis.percentiles(np.concatenate([np.zeros(0), *lateness])),
+    )
+
+
+def _joined(recordings: Sequence[Recording], column: str) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(0, np.int64), *(each[column].astype(np.int64) for each in recordings)])
+
+
+def count(server: VoiceServer, recorder: Recorder, timing: Timing, *, with_guilds: bool) -> Report:
+    """The report as of now, with the timing found."""
+    rows = [_guild_report(guild, recorder) for guild in server.guilds.values()]
+    sums = {
+        name: before + sum(int(getattr(session, name)) for row in rows for session in row.sessions)
+        for name, before in server.retired.items()
+    }
+    return Report(
+        guilds=len(rows),
+        connected=sum(row.connected for row in rows),
+        heard=sum(row.heard for row in rows),
+        unknown_ssrc=recorder.unknown_ssrc,
+        unreadable=recorder.unreadable,
+        kernel_drops=recorder.kernel_drops,
+        skew_ms=timing.skew,
+        spread_ms=timing.spread,
+        lateness_ms=timing.lateness,
+        guild_rows=rows if with_guilds else None,
+        **sums,
+    )
+
+
+def _guild_report(guild: Guild, recorder: Recorder) -> GuildReport:
+    sessions = [_session_report(session, recorder) for session in guild.sessions]
+    return GuildReport(
+        guild=guild.guild,
+        channel=guild.channel,
+        endpoint=guild.voice().endpoint,
+        sampled=guild.sampled,
+        connected=any(session.connected for session in guild.sessions),
+        heard=guild.heard_before or any(session.audio_packets for session in sessions),
+        sessions=sessions,
+    )
+
+
+def _session_report(session: VoiceSession, recorder: Recorder) -> SessionReport:
+    ledger, row, closing = recorder.ledger, session.row, session.closing
+    return SessionReport(
+        ssrc=session.ssrc,
+        state=session.state,
+        mode=session.mode,
+        resumed=session.resumed,
+        first_arrival_ns=int(ledger.first_arrival_ns[row]) or None,
+        last_arrival_ns=int(ledger.last_arrival_ns[row]) or None,
+        speaking=list(session.speaking),
+        close_code=None if closing is None else closing.code,
+        close_by=None if closing is None else closing.by,
+        close_clean=None if closing is None else closing.clean,
+        trailing_silence=int(ledger.silence_run[row]),
+        **{name: int(counter[row]) for name, counter in ledger.counts.items()},
+    )
+
+
+def packets(guild: Guild, recorder: Recorder) -> bytes:
+    """The recordings of a sampled guild as MessagePack of `GuildPackets`."""
+    sessions = []
+    ids: set[int] = set()
+    for session in guild.sessions:
+        columns = {name: column.tolist() for name, column in recorder.ledger.recording(session.row).items()}
+        ids.update(columns["payload"])
+        sessions.append(SessionPackets(ssrc=session.ssrc, **columns))
+    return msgspec.msgpack.encode(
+        GuildPackets(guild=guild.guild, sessions=sessions, payloads=recorder.payloads.frames(ids))
+    )

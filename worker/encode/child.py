@@ -1,0 +1,112 @@
+"""The child that decodes and encodes one source: `python -m worker.encode.child <pid of the worker>`.
+
+An order comes in as one line of JSON on stdin, records go out on stdout (`worker.encode.records`). The pipe paces it:
+it encodes as fast as records are taken. It knows no Redis and holds no secret, because what it decodes is untrusted.
+
+Exit status: 0 after END or ERROR, and when nobody reads any more; anything else is a death without a word.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+
+import av.logging
+import msgspec
+
+from shared.errors import ErrorCode, GuildcastError
+from worker.encode.decode import FRAME_SAMPLES, decode
+from worker.encode.opus import OpusEncoder
+from worker.encode.records import MAX_ORDER_BYTES, ChildOrder, Kind, pack, pack_error
+
+MEMORY_LIMIT_BYTES = 1024**3
+"""Limit of the address space: see `confine`."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+class ReaderGone(Exception):
+    """Nobody reads the pipe any more: there is nothing left to do."""
+
+
+def confine(parent_pid: int) -> None:
+    """Take from this process what decoding does not need.
+
+    It dies with its parent, leaves no core, and its address space is limited. Interpreter, FFmpeg and numpy at work
+    map about 250 MB, 60 of them resident, whatever the source is; the limit is four times that, for cover art, large
+    indices and the frames of a film that FFmpeg looks at while opening. A file that asks for absurd amounts fails.
+
+    Raises: SystemExit: the parent is gone already; it died before it could take this process with it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent_pid:
+        raise SystemExit("the worker that started this process is gone")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+
+
+class RecordWriter:
+    """Writes records to a pipe, whole and at once."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def write(self, record: bytes) -> None:
+        """Block until all of `record` is in the pipe.
+
+        Raises: ReaderGone: the reader closed its end.
+        """
+        left = memoryview(record)
+        try:
+            while left:
+                left = left[os.write(self._fd, left) :]
+        except BrokenPipeError as error:
+            raise ReaderGone from error
+
+
+def run(order: ChildOrder, writer: RecordWriter) -> None:
+    """Carry out one order, to its END or its ERROR record.
+
+    Raises: ReaderGone.
+    """
+    position = order.start_samples
+    try:
+        encoder = OpusEncoder(order.opus)
+        for block in decode(order.url, loop=order.loop, start_samples=order.start_samples):
+            writer.write(pack(Kind.FRAME, encoder.encode(block.pcm), position_samples=block.position_samples))
+            position = block.position_samples + FRAME_SAMPLES
+        for packet in encoder.flush():
+            writer.write(pack(Kind.FRAME, packet, position_samples=position))
+            position += FRAME_SAMPLES
+    except GuildcastError as error:
+        writer.write(pack_error(error.code, error.message))
+        return
+    writer.write(pack(Kind.END, position_samples=position))
+
+
+def main() -> int:
+    """Read the order and carry it out."""
+    confine(parent_pid=int(sys.argv[1]))
+    av.logging.set_level(None)
+    # Whatever a library prints must not get among the records.
+    writer = RecordWriter(os.dup(sys.stdout.fileno()))
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        try:
+            order = msgspec.json.decode(sys.stdin.buffer.readline(MAX_ORDER_BYTES), type=ChildOrder)
+        except msgspec.MsgspecError as error:
+            writer.write(pack_error(ErrorCode.CONFIG_INVALID, f"unreadable order: {error}"))
+            return 0
+        run(order, writer)
+    except ReaderGone:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

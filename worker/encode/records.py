@@ -1,0 +1,124 @@
+"""What is said between an encode worker and the child that encodes one source.
+
+Down (stdin): one line of JSON, a `ChildOrder`. Up (stdout): binary records, big endian,
+
+    u8 kind | u16 length_bytes | u32 item | u64 position_samples | body
+
+Both sides import this module, so it knows neither PyAV nor numpy.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from shared.errors import MalformedPacket
+from shared.schema.job import OpusOptions, Strict
+
+MAX_BODY_BYTES = 0xFFFF
+"""Largest body: the length is 16 bits wide."""
+MAX_MESSAGE_CHARS = 2_000
+"""An error's message is cut here; at six bytes a character in JSON it always fits a body."""
+MAX_ORDER_BYTES = 64 * 1024
+"""A longer order is refused."""
+
+_HEADER = struct.Struct(">BHIQ")
+HEADER_BYTES = _HEADER.size
+
+
+class ChildOrder(Strict, frozen=True):
+    """What a child is to encode.
+
+    Attributes:
+        url: absolute path of a local file, or an http(s) URL; already checked by the worker.
+        loop: begin again at the end, without a break.
+        start_samples: how far into the source to begin, at 48 kHz.
+        opus: how to encode.
+    """
+
+    url: Annotated[str, Meta(min_length=1)]
+    loop: bool = False
+    start_samples: Annotated[int, Meta(ge=0)] = 0
+    opus: OpusOptions = OpusOptions()
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """Body of an ERROR record, as JSON. `code` is an `ErrorCode`."""
+
+    code: str
+    message: str
+
+
+class Kind(IntEnum):
+    """What a record carries."""
+
+    FRAME = 1
+    ERROR = 2
+    END = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The fixed part of a record; `length_bytes` bytes of body follow it."""
+
+    kind: Kind
+    length_bytes: int
+    item: int
+    position_samples: int
+
+
+def pack(kind: Kind, body: bytes = b"", *, item: int = 0, position_samples: int = 0) -> bytes:
+    """Build one record.
+
+    Args:
+        kind: what the body is.
+        body: one Opus packet (FRAME), JSON (ERROR) or nothing (END); at most `MAX_BODY_BYTES`.
+        item: place in the playlist, from 0; 32 bits.
+        position_samples: first sample of the frame within the item, at 48 kHz; 64 bits.
+    Raises: ValueError: a value does not fit its field.
+    """
+    try:
+        return _HEADER.pack(kind, len(body), item, position_samples) + body
+    except struct.error as error:
+        raise ValueError(
+            f"record of {len(body)} bytes, item {item}, position {position_samples} does not fit: {error}"
+        ) from error
+
+
+def pack_error(code: str, message: str) -> bytes:
+    """Build an ERROR record; a long message is cut to `MAX_MESSAGE_CHARS`."""
+    # FFmpeg's words may hold bytes of the source: keep only what is valid UTF-8.
+    text = message[:MAX_MESSAGE_CHARS].encode("utf-8", "replace").decode("utf-8")
+    return pack(Kind.ERROR, msgspec.json.encode(ErrorBody(code=code, message=text)))
+
+
+def unpack_header(data: bytes) -> Header:
+    """Read the fixed part of a record.
+
+    Args: data: exactly `HEADER_BYTES` bytes.
+    Raises: MalformedPacket: wrong size, or a kind nobody defined.
+    """
+    if len(data) != HEADER_BYTES:
+        raise MalformedPacket(f"record header of {len(data)} bytes, not {HEADER_BYTES}")
+    kind, length_bytes, item, position_samples = _HEADER.unpack(data)
+    try:
+        known = Kind(kind)
+    except ValueError as error:
+        raise MalformedPacket(f"record of unknown kind {kind}") from error
+    return Header(kind=known, length_bytes=length_bytes, item=item, position_samples=position_samples)
+
+
+def unpack_error(body: bytes) -> ErrorBody:
+    """Read the body of an ERROR record.
+
+    Raises: MalformedPacket: not the JSON it should be.
+    """
+    try:
+        return msgspec.json.decode(body, type=ErrorBody)
+    except msgspec.MsgspecError as error:
+        raise MalformedPacket(f"unreadable error record: {error}") from error

@@ -1,0 +1,243 @@
+"""The worker's handle on the child that decodes and encodes one source.
+
+worker ──order (JSON)──▶ child ──records──▶ pipe ──▶ read() ──▶ EncodedFrame
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import site
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import msgspec
+
+from shared.errors import ErrorCode, MalformedPacket, SourceError
+from shared.protocol.opus import check_frame
+from worker.encode.records import HEADER_BYTES, ChildOrder, Header, Kind, unpack_error, unpack_header
+
+FRAME_TIMEOUT_S = 10.0
+"""How long `read` waits for one record; above the child's own time-outs, which tell more."""
+CHILD_ARGUMENTS = ("-P", "-m", "worker.encode.child")
+"""How the interpreter is called; the worker's process id follows."""
+
+_EXIT_TIMEOUT_S = 2.0
+"""How long a child that closed its pipe may take to end before it is killed."""
+_REAP_TIMEOUT_S = 30.0
+"""How long a killed process may take to vanish: only a device that hangs can hold it."""
+_BUFFER_BYTES = 16 * 1024
+"""Read-ahead on this side of the pipe; reading pauses at twice that, and the pipe then paces the child."""
+_NOT_RETRYABLE = frozenset({ErrorCode.SOURCE_FORBIDDEN, ErrorCode.CONFIG_INVALID})
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFrame:
+    """20 ms of Opus.
+
+    Attributes:
+        packet: one Opus packet, accepted by `check_frame`.
+        item: place in the playlist, from 0.
+        position_samples: of the first sample encoded, within the item, at 48 kHz. Heard, it is later by the
+            encoder's delay of a few milliseconds.
+    """
+
+    packet: bytes
+    item: int
+    position_samples: int
+
+
+class SourceChild:
+    """One running child. Read it until None or an error, then close it; also an async context manager.
+
+    One task reads at a time. Nothing is tried again here.
+    """
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        transport: asyncio.ReadTransport,
+        pipe_closed: asyncio.Event,
+        frame_timeout_s: float,
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._transport = transport
+        self._pipe_closed = pipe_closed
+        self._frame_timeout_s = frame_timeout_s
+        self._header: Header | None = None
+        self._failure: SourceError | None = None
+        self._ended = False
+        self._closing = False
+
+    @classmethod
+    async def start(cls, order: ChildOrder, *, frame_timeout_s: float = FRAME_TIMEOUT_S) -> Self:
+        """Start a child on `order`; errors of the source itself are told by `read`.
+
+        Args:
+            order: what to encode; its URL is already checked (`worker.encode.resolve`).
+            frame_timeout_s: how long one `read` may wait.
+        Raises: OSError: no process or pipe to be had.
+        """
+        reader = asyncio.StreamReader(limit=_BUFFER_BYTES)
+        pipe_closed = asyncio.Event()
+        read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+        with os.fdopen(write_fd, "wb", buffering=0) as childs_end, _order_file(order) as order_file:
+            transport = await _connect(read_fd, _PipeProtocol(reader, pipe_closed))
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    *CHILD_ARGUMENTS,
+                    str(os.getpid()),
+                    stdin=order_file,
+                    stdout=childs_end,
+                    env=child_environment(),
+                    cwd="/",
+                    start_new_session=True,  # a Ctrl-C at the terminal is for the worker to handle
+                )
+            except BaseException:
+                transport.close()
+                await pipe_closed.wait()
+                raise
+        return cls(process, reader, transport, pipe_closed, frame_timeout_s)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._process.pid
+
+    async def read(self) -> EncodedFrame | None:
+        """Wait for the next frame; None once the source has ended.
+
+        A read that is cancelled or timed out loses nothing: the next one goes on where it stopped.
+
+        Raises: SourceError: with the child's own code; SOURCE_BROKEN when it died without a word or wrote what is no
+            record or no frame; SOURCE_STALLED when nothing came in time. The first two stand for good.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._ended:
+            return None
+        try:
+            async with asyncio.timeout(self._frame_timeout_s):
+                header, body = await self._record()
+        except TimeoutError as error:
+            raise SourceError(
+                f"the encoding process sent nothing for {self._frame_timeout_s:g} s", code=ErrorCode.SOURCE_STALLED
+            ) from error
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise self._failed(await self._last_words()) from error
+        except MalformedPacket as error:
+            raise self._failed(f"the encoding process wrote what is no record: {error.message}") from error
+        match header.kind:
+            case Kind.END:
+                self._ended = True
+                return None
+            case Kind.ERROR:
+                raise self._told(body)
+            case Kind.FRAME:
+                try:
+                    check_frame(body)
+                except MalformedPacket as error:
+                    raise self._failed(f"the encoding process wrote what is no frame: {error.message}") from error
+                return EncodedFrame(packet=body, item=header.item, position_samples=header.position_samples)
+
+    async def close(self) -> None:
+        """Kill the child, reap it and close the pipe; may be called again, at any time.
+
+        Raises: TimeoutError: the kernel did not let a killed process go.
+        """
+        self._closing = True
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            self._process.kill()
+        self._transport.close()
+        async with asyncio.timeout(_REAP_TIMEOUT_S):
+            await self._pipe_closed.wait()
+            await self._process.wait()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _record(self) -> tuple[Header, bytes]:
+        if self._header is None:
+            self._header = unpack_header(await self._reader.readexactly(HEADER_BYTES))
+        body = await self._reader.readexactly(self._header.length_bytes)
+        header, self._header = self._header, None
+        return header, body
+
+    async def _last_words(self) -> str:
+        """Why the pipe ended early: waits a moment for the exit status."""
+        if self._closing:
+            return "the source was closed while it was read"
+        try:
+            async with asyncio.timeout(_EXIT_TIMEOUT_S):
+                status = await self._process.wait()
+        except TimeoutError:
+            return "the encoding process closed its pipe and went on without it"
+        if status >= 0:
+            return f"the encoding process ended without a word, exit status {status}"
+        return f"the encoding process was killed by {signal.Signals(-status).name}"
+
+    def _failed(self, message: str) -> SourceError:
+        self._failure = SourceError(message, code=ErrorCode.SOURCE_BROKEN)
+        return self._failure
+
+    def _told(self, body: bytes) -> SourceError:
+        """The error that the child reported."""
+        try:
+            told = unpack_error(body)
+            code = ErrorCode(told.code)
+        except (MalformedPacket, ValueError):
+            return self._failed("the encoding process failed and did not say why in words known here")
+        self._failure = SourceError(told.message, code=code, retryable=code not in _NOT_RETRYABLE)
+        return self._failure
+
+
+class _PipeProtocol(asyncio.StreamReaderProtocol):
+    """Feeds a reader and tells when the pipe is closed for good."""
+
+    def __init__(self, reader: asyncio.StreamReader, closed: asyncio.Event) -> None:
+        super().__init__(reader)
+        self._pipe_closed = closed
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._pipe_closed.set()
+
+
+async def _connect(read_fd: int, protocol: _PipeProtocol) -> asyncio.ReadTransport:
+    pipe = os.fdopen(read_fd, "rb", buffering=0)
+    try:
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
+    except BaseException:
+        pipe.close()
+        raise
+    return transport
+
+
+def child_environment() -> dict[str, str]:
+    """All that a child sees of the environment: nothing of ours, no proxy, no secret."""
+    environment = {
+        name: value for name, value in os.environ.items() if name in ("PATH", "LANG") or name.startswith("LC_")
+    }
+    root = str(Path(__file__).resolve().parents[2])
+    if root not in site.getsitepackages():
+        environment["PYTHONPATH"] = root  # run from a checkout
+    environment["OPENBLAS_NUM_THREADS"] = "1"  # numpy would map a stack and a buffer for every core
+    return environment
+
+
+def _order_file(order: ChildOrder) -> BinaryIO:
+    """The order as a file in memory: the child reads it when it is ready, and nobody waits for that."""
+    file = os.fdopen(os.memfd_create("order"), "w+b", buffering=0)
+    file.write(msgspec.json.encode(order) + b"\n")
+    file.seek(0)
+    return file
