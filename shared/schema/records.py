@@ -86,6 +86,8 @@ WorkerRole = Literal["fanout", "encode"]
 class WorkerStats(Record, frozen=True, kw_only=True):
     """Figures of a worker since its start, renewed with its lease."""
 
+    at_ns: int = 0
+    """When they were read, on the worker's own monotonic clock."""
     guilds: int = 0
     sources: int = 0
     packets_sent: int = 0

@@ -42,6 +42,7 @@ from tests.media.audio import (
     write_audio,
 )
 from worker.encode import source
+from worker.encode.decode import decode
 from worker.encode.records import HEADER_BYTES, ChildOrder, Kind, pack, unpack_header
 from worker.encode.source import EncodedFrame, SourceChild, child_environment
 
@@ -320,6 +321,27 @@ async def test_a_server_that_says_nothing_is_stalled() -> None:
             released.set()
     assert caught.value.code is ErrorCode.SOURCE_STALLED
     _assert_reaped(child.pid)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+async def test_the_child_itself_gives_up_on_a_server_that_stalls(share: float, music: Pcm, tmp_path: Path) -> None:
+    """Before the answer or in the middle of it: every read has its own time-out."""
+    data = write_audio(tmp_path / "a.mp3", music[: 10 * RATE], codec="libmp3lame").read_bytes()
+    released = asyncio.Event()
+
+    async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if share:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(data) + data[: int(share * len(data))])
+        await released.wait()
+
+    async with _raw_server(stall) as base:
+        try:
+            with pytest.raises(SourceError) as caught:
+                await asyncio.to_thread(list, decode(f"{base}/a.mp3", io_timeout_s=0.3))
+        finally:
+            released.set()
+    assert caught.value.code is ErrorCode.SOURCE_STALLED
 
 
 async def test_a_server_that_breaks_off_is_broken(music: Pcm, tmp_path: Path) -> None:

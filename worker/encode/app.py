@@ -82,6 +82,7 @@ class EncodeWorker:
     def _stats(self) -> WorkerStats:
         children = [run.child_pid for run in self._runs.values()]
         return WorkerStats(
+            at_ns=time.monotonic_ns(),
             sources=len(self._runs),
             cpu_ns=time.process_time_ns() + sum(process.cpu_ns(pid) for pid in children if pid is not None),
         )

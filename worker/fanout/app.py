@@ -31,6 +31,7 @@ from worker.reporter import Reporter
 
 AHEAD_TICKS = 4
 """Packets are built 60 to 80 ms before they leave."""
+HANDSHAKES_AT_ONCE = 4
 _BEAT_TICKS = RENEW_EVERY_MS * NS_PER_MS // TICK_NS
 _FLUSH_WITHIN_S = 0.5
 _SPARE_FILES = 128
@@ -69,6 +70,7 @@ class FanoutWorker:
         self._tls = ssl.create_default_context()
         if settings.tls_ca_file is not None:
             self._tls.load_verify_locations(settings.tls_ca_file)
+        self._handshakes = asyncio.Semaphore(HANDSHAKES_AT_ONCE)
         self._seal = VoiceSeal(settings.seal_key.get_secret_value() if settings.seal_key else None)
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
@@ -195,6 +197,7 @@ class FanoutWorker:
     def _stats(self) -> WorkerStats:
         counters = self._table.counters
         return WorkerStats(
+            at_ns=time.monotonic_ns(),
             guilds=sum(session.row is not None for session in self._sessions.values()),
             packets_sent=int(counters[SENT]),
             packets_dropped=int(counters[DROPPED]),
@@ -264,6 +267,7 @@ class FanoutWorker:
             sockets=self._sockets,
             http=self._http,
             tls=self._tls,
+            handshakes=self._handshakes,
             seal=self._seal,
             lane_of=self._lane_of,
             tell=self._tell,

@@ -44,6 +44,7 @@ class GuildSession:
         sockets: SocketPool,
         http: aiohttp.ClientSession,
         tls: ssl.SSLContext,
+        handshakes: asyncio.Semaphore,
         seal: VoiceSeal,
         lane_of: Callable[[str], Lane],
         tell: Tell,
@@ -54,6 +55,7 @@ class GuildSession:
         self._sockets = sockets
         self._http = http
         self._tls = tls
+        self._handshakes = handshakes
         self._seal = seal
         self._lane_of = lane_of
         self._tell = tell
@@ -87,6 +89,7 @@ class GuildSession:
                 http=self._http,
                 tls=self._tls,
                 lease_port=self._sockets.lease,
+                handshakes=self._handshakes,
                 may_resume=self._membership.wait_lease,
                 on_media=self._play,
                 speaking=speaking_bits(spec.speaking),

@@ -87,6 +87,8 @@ class VoiceConnection:
         http: client session that opens the WebSockets.
         tls: context that trusts the server.
         lease_port: gives a UDP 5-tuple towards the media server.
+        handshakes: how many WebSockets of this worker may be opened at once: a TLS handshake holds the loop for a
+            millisecond, and the pace must not wait for hundreds of them.
         may_resume: returns once resuming is allowed (the worker's lease is valid).
         on_media: told of the key; the session is established, Speaking comes before the first packet.
         speaking: flags of op 5 while established.
@@ -100,6 +102,7 @@ class VoiceConnection:
         http: aiohttp.ClientSession,
         tls: ssl.SSLContext,
         lease_port: LeasePort,
+        handshakes: asyncio.Semaphore,
         may_resume: Callable[[], Awaitable[None]],
         on_media: Callable[[Media], None],
         speaking: int,
@@ -109,6 +112,7 @@ class VoiceConnection:
         self._http = http
         self._tls = tls
         self._lease_port = lease_port
+        self._handshakes = handshakes
         self._may_resume = may_resume
         self._on_media = on_media
         self._speaking = speaking
@@ -165,7 +169,7 @@ class VoiceConnection:
         """Open a WebSocket, shake hands, and stay until it ends. Raises what ended it."""
         self._gateway_was_up = False
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with self._handshakes, asyncio.timeout(CONNECT_TIMEOUT_S):
                 websocket = await self._http.ws_connect(
                     self._url, ssl=self._tls, max_msg_size=_LARGEST_MESSAGE_BYTES, autoclose=False, compress=0
                 )

@@ -1,0 +1,68 @@
+# guildcast: `make` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+GUILDS ?= 100
+
+.DEFAULT_GOAL := help
+.PHONY: help install doctor run check format lint types imports unit test test-system bench-fanout lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
+	  || { echo "guildcast needs Python 3.11 to 3.14: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { echo "guildcast: this Python cannot make a virtual environment: install its venv package" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+install: $(VENV)/installed ## Make the virtual environment from the lock
+
+.PHONY: redis
+redis: install
+	@test -n "$$GUILDCAST_REDIS_URL" || $(BIN)/python deploy/embedded_redis.py
+
+doctor: redis ## Say whether this machine has what guildcast needs
+	@$(BIN)/python -c 'import sys, resource; print("Python", sys.version.split()[0]); print("open files", resource.getrlimit(resource.RLIMIT_NOFILE)[1])'
+	@$(BIN)/python -c 'from shared.cli.redis_server import find_server; print("Redis", find_server())'
+
+run: redis ## Broadcast to the local Discord: make run SOURCE=<file or URL> GUILDS=100 DURATION=20
+	@exec $(BIN)/guildcast run --guilds $(GUILDS) $(if $(SOURCE),--source '$(SOURCE)') $(if $(DURATION),--duration $(DURATION))
+
+check: format lint types imports unit ## Format, lint, types, imports, unit and vector tests
+
+format: install
+	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }
+
+lint: install
+	@$(BIN)/ruff check --quiet .
+
+types: install
+	@$(BIN)/mypy
+
+imports: install
+	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+
+unit: install
+	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/unit tests/vectors
+
+test: redis ## Every test that needs only the lock
+	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/unit tests/vectors tests/integration tests/e2e
+
+test-system: redis ## Tests that need the Debian packages of tests/packages.txt
+	@tests/system/packages-present
+	@$(BIN)/pytest -q tests/system
+
+bench-fanout: redis ## CPU per packet of a worker with its sender, beside bare sendmmsg: make bench-fanout GUILDS=1000
+	@$(BIN)/python -m tests.bench.fanout --guilds $(GUILDS)
+
+lock: ## Renew requirements.lock (needs uv)
+	uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --no-annotate \
+	  --python-version 3.11 --extra dev --upgrade --quiet pyproject.toml -o requirements.lock
+
+clean: ## Remove everything that can be made again
+	rm -rf $(VENV) .run .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

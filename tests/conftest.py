@@ -1,0 +1,58 @@
+"""What all tests share: a real Redis per test session, and the promise that nothing is left running."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from shared.cli.redis_server import RedisServer
+from shared.store.client import Store
+from shared.store.keys import Keys
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One server for the whole session; tests keep apart by their namespaces."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis_server() -> Iterator[RedisServer]:
+    """A server of this test's own, to be stopped and started."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def keys() -> Keys:
+    """A namespace that no other test uses."""
+    return Keys(f"test-{next(_numbers)}")
+
+
+@pytest.fixture
+async def store(redis_server: RedisServer) -> AsyncIterator[Store]:
+    store = Store(redis_server.url)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def raw_store(redis_server: RedisServer) -> AsyncIterator[Store]:
+    store = Store(redis_server.url, raw=True)
+    yield store
+    await store.close()
+
+
+@pytest.fixture(autouse=True)
+async def no_task_outlives_its_test() -> AsyncIterator[None]:
+    """A test that leaks a task fails."""
+    before = asyncio.all_tasks()
+    yield
+    leaked = {task for task in asyncio.all_tasks() - before if not task.done()} - {asyncio.current_task()}
+    assert not leaked, f"tasks left: {leaked}"
