@@ -30,6 +30,8 @@ _LAST_NONCE = 2**32 - 2**20
 _REST_TICKS = 50
 """A row given back rests for a second, so that the sender cannot mix its old and its next connection."""
 
+_Work = tuple[Seal, memoryview, memoryview, memoryview]
+"""Seal, nonce, header, body of one row at one tick of the ring."""
 FrameAt = Callable[[int], bytes | None]
 """The frame that a lane plays at a tick, or None."""
 
@@ -59,6 +61,8 @@ class Lane:
     rows: set[int] = field(default_factory=set)
     changed: bool = True
     numbers: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
+    work: list[list[_Work]] = field(default_factory=list)
+    """Per tick of the ring, in the order of `numbers`: what sealing one packet of each row takes."""
 
 
 class Builder:
@@ -70,11 +74,10 @@ class Builder:
     def __init__(self, table: RowTable) -> None:
         self._table = table
         rows = table.rows
-        self._heads = [table.packets[ring].reshape(-1).view(HEAD) for ring in range(RING_TICKS)]
-        self._header_views: list[list[memoryview]] = [[memoryview(b"")] * rows for _ in range(RING_TICKS)]
-        self._body_views: list[list[memoryview]] = [[memoryview(b"")] * rows for _ in range(RING_TICKS)]
-        self._seals: list[Seal | None] = [None] * rows
-        self._nonce_views: list[memoryview] = [memoryview(b"")] * rows
+        self._work: list[list[_Work]] = [[_NO_WORK] * rows for _ in range(RING_TICKS)]
+        # Headers are made once per tick in a place of their own that stays in the cache, then copied into the packets.
+        self._headers = np.zeros((rows, rtp.HEADER_BYTES), np.uint8)
+        self._head = self._headers.reshape(-1).view(HEAD)
         self._nonces = np.zeros((rows, _NONCE_FIELD_BYTES), np.uint8)
         self._nonce_counters = self._nonces.view(">u4")[:, 0]
         self._sequences = np.zeros(rows, np.uint16)
@@ -110,12 +113,8 @@ class Builder:
         host, port = target.remote
         address = struct.pack("=H", socket.AF_INET) + struct.pack(">H", port) + socket.inet_aton(host) + bytes(8)
         table.address[row] = np.frombuffer(address, np.uint8, ADDRESS_BYTES)
-        for ring in range(RING_TICKS):
-            memory = memoryview(table.packets[ring][row])
-            self._header_views[ring][row] = memory[: rtp.HEADER_BYTES]
-            self._body_views[ring][row] = memory[rtp.HEADER_BYTES :]
-            self._heads[ring]["flags"][row] = rtp.VERSION_FLAGS << 8 | rtp.PAYLOAD_TYPE
-            self._heads[ring]["ssrc"][row] = target.ssrc
+        self._head["flags"][row] = rtp.VERSION_FLAGS << 8 | rtp.PAYLOAD_TYPE
+        self._head["ssrc"][row] = target.ssrc
         self._sequences[row] = secrets.randbelow(2**15)
         self._timestamp_bases[row] = secrets.randbits(32)
         self._owed_silence[row] = 0
@@ -125,9 +124,12 @@ class Builder:
         return row
 
     def _key(self, row: int, target: Target) -> None:
-        self._seals[row] = target.seal
         self._nonces[row] = 0
-        self._nonce_views[row] = memoryview(self._nonces[row])[: nonce_bytes(target.mode)]
+        nonce = memoryview(self._nonces[row])[: nonce_bytes(target.mode)]
+        header = memoryview(self._headers[row])
+        for ring in range(RING_TICKS):
+            body = memoryview(self._table.packets[ring][row])[rtp.HEADER_BYTES :]
+            self._work[ring][row] = (target.seal, nonce, header, body)
 
     def rekey(self, row: int, target: Target) -> None:
         """Go on under a new transport key: what is built under the old one and not sent yet is void."""
@@ -174,7 +176,8 @@ class Builder:
         slot, number = self.slot_of(row), int(self._table.socket[row])
         self._slot_loads[slot] -= 1
         self._socket_slot_loads[number][slot] -= 1
-        self._seals[row] = None
+        for ring in range(RING_TICKS):
+            self._work[ring][row] = _NO_WORK
         self._table.active[row] = 0
         self._table.head[LAYOUT] += 1
         self._resting.append((self.last_tick + _REST_TICKS, row))
@@ -192,8 +195,7 @@ class Builder:
             self._free.append(self._resting.popleft()[1])
         for lane in (*self.lanes, self._leaving):
             if lane.changed:
-                lane.numbers = np.fromiter(sorted(lane.rows), np.intp, len(lane.rows))
-                lane.changed = False
+                self._arrange(lane)
             frame = lane.frame_at(tick)
             lane.on_air = frame is not None
             rows = lane.numbers
@@ -201,14 +203,22 @@ class Builder:
                 continue
             if frame is not None:
                 self._owed_silence[rows] = SILENCE_FRAMES
-                self._fill(tick, rows, frame)
+                self._fill(tick, rows, frame, lane.work[tick % RING_TICKS])
                 continue
             owing = rows[self._owed_silence[rows] > 0]
             if len(owing):
                 self._owed_silence[owing] -= np.uint8(1)
-                self._fill(tick, owing, SILENCE_FRAME)
+                work = self._work[tick % RING_TICKS]
+                self._fill(tick, owing, SILENCE_FRAME, [work[row] for row in owing.tolist()])
 
-    def _fill(self, tick: int, rows: NDArray[np.intp], frame: bytes) -> None:
+    def _arrange(self, lane: Lane) -> None:
+        """Lay the rows of a lane out for its next ticks."""
+        rows = sorted(lane.rows)
+        lane.numbers = np.fromiter(rows, np.intp, len(rows))
+        lane.work = [[work[row] for row in rows] for work in self._work]
+        lane.changed = False
+
+    def _fill(self, tick: int, rows: NDArray[np.intp], frame: bytes, work: list[_Work]) -> None:
         """Write one packet of `frame` for each row: header, nonce, ciphertext; `due` last."""
         ring = tick % RING_TICKS
         table = self._table
@@ -218,13 +228,19 @@ class Builder:
             raise ValueError(f"a frame of {len(frame)} bytes does not fit a row")
         self._sequences[rows] += np.uint16(1)
         self._nonce_counters[rows] += np.uint32(1)
-        head = self._heads[ring]
-        head["sequence"][rows] = self._sequences[rows]
-        head["timestamp"][rows] = self._timestamp_bases[rows] + np.uint32(tick * FRAME_SAMPLES & 0xFFFFFFFF)
-        table.packets[ring][rows, end : end + NONCE_SUFFIX_BYTES] = self._nonces[rows, :NONCE_SUFFIX_BYTES]
-        headers, bodies = self._header_views[ring], self._body_views[ring]
-        seals, nonces = self._seals, self._nonce_views
-        for row in rows.tolist():
-            seals[row](nonces[row], frame, headers[row], bodies[row][:sealed])
+        self._head["sequence"][rows] = self._sequences[rows]
+        self._head["timestamp"][rows] = self._timestamp_bases[rows] + np.uint32(tick * FRAME_SAMPLES & 0xFFFFFFFF)
+        packets = table.packets[ring]
+        packets[rows, : rtp.HEADER_BYTES] = self._headers[rows]
+        packets[rows, end : end + NONCE_SUFFIX_BYTES] = self._nonces[rows, :NONCE_SUFFIX_BYTES]
+        for seal, nonce, header, body in work:
+            seal(nonce, frame, header, body[:sealed])
         table.length[ring][rows] = end + NONCE_SUFFIX_BYTES
         table.due[ring][rows] = tick
+
+
+def _no_seal(*_: object) -> None:
+    raise RuntimeError("a row without a connection was built for")
+
+
+_NO_WORK: _Work = (_no_seal, memoryview(b""), memoryview(b""), memoryview(b""))

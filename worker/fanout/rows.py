@@ -36,10 +36,10 @@ HEAD = np.dtype(
         "names": ["flags", "sequence", "timestamp", "ssrc"],
         "formats": [">u2", ">u2", ">u4", ">u4"],
         "offsets": [0, 2, 4, 8],
-        "itemsize": PACKET_BYTES,
+        "itemsize": 12,
     }
 )
-"""A packet's RTP header as numpy sees it, at the stride of packets."""
+"""An RTP header as numpy sees it."""
 
 
 def _rounded(size: int) -> int:

@@ -2,11 +2,11 @@
 
 `python -m worker.fanout.sender <memory fd> <rows> <sockets fd> <parent pid> <clock error s> <clock error ppm>`
 
-It reads rows and sockets, sleeps on a timerfd and calls `sendmmsg`; it awaits nothing, logs nothing, and keeps nothing
-once its plan stands. It stops when rows run dry and dies with its worker. On SIGTERM it exits as soon as nothing is
-left to send, so that a signal to a whole process group does not cut off the closing silence.
+It reads rows and sockets, sleeps until the next slot and calls `sendmmsg`; it awaits nothing, logs nothing, and keeps
+nothing once its plan stands. It stops when rows run dry and dies with its worker. On SIGTERM it exits as soon as nothing
+is left to send, so that a signal to a whole process group does not cut off the closing silence.
 
-Source: design sections 2 and 3, "Why a sender"; timerfd_create(2), sendmmsg(2).
+Source: design sections 2 and 3, "Why a sender"; clock_nanosleep(2), sendmmsg(2).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import array
 import ctypes
 import errno
 import gc
-import os
 import signal
 import socket
 import sys
@@ -46,8 +45,8 @@ LATEST_NS = 2 * TICK_NS
 """Packets later than two ticks are not sent: at most two of a guild leave in one tick."""
 _TERM_GRACE_NS = 2_000_000_000
 _CLOCK_MONOTONIC = 1
-_TFD_CLOEXEC = 0o2000000
-_TFD_TIMER_ABSTIME = 1
+_TIMER_ABSTIME = 1
+_PR_SET_TIMERSLACK = 29
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _sendmmsg = _libc.sendmmsg
@@ -67,23 +66,21 @@ MMSGHDR = np.dtype(
 
 
 class Timer:
-    """Sleeps until a reading of CLOCK_MONOTONIC."""
+    """Sleeps until a reading of CLOCK_MONOTONIC, as exactly as the kernel can."""
 
     def __init__(self) -> None:
-        self._fd = _libc.timerfd_create(_CLOCK_MONOTONIC, _TFD_CLOEXEC)
-        if self._fd < 0:
-            raise OSError(ctypes.get_errno(), "timerfd_create")
-        self._spec = (ctypes.c_long * 4)()
+        _libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+        self._moment = (ctypes.c_long * 2)()
 
     def sleep_until(self, raw_ns: int) -> None:
-        self._spec[2], self._spec[3] = divmod(raw_ns, 1_000_000_000)
-        if _libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, self._spec, None):
-            raise OSError(ctypes.get_errno(), "timerfd_settime")
-        os.read(self._fd, 8)
+        self._moment[0], self._moment[1] = divmod(raw_ns, 1_000_000_000)
+        while error := _libc.clock_nanosleep(_CLOCK_MONOTONIC, _TIMER_ABSTIME, self._moment, None):
+            if error != errno.EINTR:
+                raise OSError(error, "clock_nanosleep")
 
 
 class SlotPlan:
-    """The rows of one slot in the order of their sockets, with their `mmsghdr`s made ready.
+    """The rows of one slot in the order of their sockets, with their `mmsghdr`s made ready for each tick of the ring.
 
     Args:
         table: the shared memory.
@@ -92,46 +89,56 @@ class SlotPlan:
     """
 
     def __init__(self, table: RowTable, rows: NDArray[np.intp], fds: list[int]) -> None:
-        self.rows = rows
+        self._rows = rows
+        self._sockets = table.socket[rows]
+        self._fds = fds
+        self._batches = self._batches_of(self._sockets)
         count = len(rows)
-        self._row_bytes = rows.astype(np.uintp) * np.uintp(PACKET_BYTES)
-        self._ring_base = [int(table.packets[tick].ctypes.data) for tick in range(RING_TICKS)]
-        self.iovecs = np.zeros(count, IOVEC)
-        self.messages = np.zeros(count, MMSGHDR)
+        self._due = np.empty(count, np.int64)
+        self._length = np.empty(count, np.uint32)
+        self._iovecs = np.zeros((RING_TICKS, count), IOVEC)
+        self.messages = np.zeros((RING_TICKS, count), MMSGHDR)
         self.messages["name"] = table.address.ctypes.data + rows * table.address.shape[1]
         self.messages["namelen"] = table.address.shape[1]
-        self.messages["iov"] = self.iovecs.ctypes.data + np.arange(count) * IOVEC.itemsize
         self.messages["iovlen"] = 1
-        self.sockets = table.socket[rows]
-        self.fds = fds
-        self.batches = self._batches(self.sockets)
+        for ring in range(RING_TICKS):
+            self._iovecs[ring]["base"] = table.packets[ring].ctypes.data + rows * PACKET_BYTES
+            self.messages[ring]["iov"] = self._iovecs[ring].ctypes.data + np.arange(count) * IOVEC.itemsize
+        self.lengths = [self._iovecs[ring]["length"] for ring in range(RING_TICKS)]
+        self._addresses = [self.messages[ring].ctypes.data for ring in range(RING_TICKS)]
 
-    def _batches(self, sockets: NDArray[np.uint16]) -> list[tuple[int, int, int]]:
+    def _batches_of(self, sockets: NDArray[np.uint16]) -> list[tuple[int, int, int]]:
         """(fd, first, count) per run of rows on one socket."""
         if not len(sockets):
             return []
         starts = np.flatnonzero(np.diff(sockets.astype(np.int32), prepend=-1))
         ends = np.append(starts[1:], len(sockets))
         return [
-            (self.fds[int(sockets[start])], int(start), int(end - start))
+            (self._fds[int(sockets[start])], int(start), int(end - start))
             for start, end in zip(starts, ends, strict=True)
         ]
 
     def send(self, table: RowTable, tick: int) -> tuple[int, int]:
         """Send what is built for a tick; returns packets sent and dropped."""
         ring = tick % RING_TICKS
-        built = table.due[ring][self.rows] == tick
-        self.iovecs["base"] = self._row_bytes + np.uintp(self._ring_base[ring])
-        self.iovecs["length"] = table.length[ring][self.rows]
-        if built.all():
-            return self._send(table, self.messages, self.batches)
-        if not built.any():
+        table.due[ring].take(self._rows, out=self._due)
+        table.length[ring].take(self._rows, out=self._length)
+        built = self._due == tick
+        number = np.count_nonzero(built)
+        self.lengths[ring][:] = self._length
+        if number == len(built):
+            return self._send(table, self._addresses[ring], self._batches)
+        if not number:
             return 0, 0
-        return self._send(table, self.messages[built], self._batches(self.sockets[built]))
+        some = self.messages[ring][built]
+        return self._send(table, some.ctypes.data, self._batches_of(self._sockets[built]))
+
+    def send_prebuilt(self, table: RowTable) -> tuple[int, int]:
+        """Send the first tick of the ring as it stands: the floor that benchmarks compare with."""
+        return self._send(table, self._addresses[0], self._batches)
 
     @staticmethod
-    def _send(table: RowTable, messages: NDArray[np.void], batches: list[tuple[int, int, int]]) -> tuple[int, int]:
-        address = messages.ctypes.data
+    def _send(table: RowTable, address: int, batches: list[tuple[int, int, int]]) -> tuple[int, int]:
         sent = dropped = 0
         for fd, first, count in batches:
             last = first + count

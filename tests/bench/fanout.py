@@ -1,0 +1,206 @@
+"""CPU per packet of a fan-out worker with its sender, beside bare `sendmmsg` of prebuilt packets in the same run.
+
+    python -m tests.bench.fanout --guilds 1000
+
+Measured: user and system time of worker and sender over windows of steady play, everything included (stream reader,
+building, encryption, WebSockets, timers, sending), divided by the packets that left. Reference: a process that wakes
+for the same slots and sends prebuilt packets of the same size to the same number of addresses, in batches of the same
+size; its CPU is given twice: all of it, and inside `sendmmsg` alone. Medians of several windows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from shared.cli.pool import LocalPool
+from shared.cli.redis_server import RedisServer
+from shared.process import cpu_ns
+from shared.schema.records import WorkerStats
+from shared.store.client import Store, reach
+from shared.store.keys import Keys
+from tests.emulator.client import EmulatorClient
+from tests.media.make_programme import PROGRAMME
+
+RESULTS = Path(".run") / "bench"
+
+
+class Window(NamedTuple):
+    """One stretch of steady play."""
+
+    worker_us: float
+    sender_us: float
+    packets: int
+
+    @property
+    def total_us(self) -> float:
+        return self.worker_us + self.sender_us
+
+
+def _child_of(pid: int, word: str) -> int:
+    """The descendant of a process whose command line holds a word."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    for child in map(int, children):
+        command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        if word.encode() in command:
+            return child
+        try:
+            return _child_of(child, word)
+        except LookupError:
+            continue
+    raise LookupError(f"no {word} below {pid}")
+
+
+async def _stats(store: Store, keys: Keys) -> WorkerStats:
+    for worker in await store.command("SMEMBERS", keys.workers):
+        fields = await store.command("HGETALL", keys.worker(worker))
+        if fields["role"] == "fanout":
+            return msgspec.json.decode(fields["stats"], type=WorkerStats)
+    raise LookupError("no fan-out worker")
+
+
+async def _join(store: Store, keys: Keys, discord: EmulatorClient, guilds: int) -> None:
+    voices = await discord.issue((str(3 * 10**17 + n), str(4 * 10**17 + n)) for n in range(guilds))
+    jobs: list[dict[str, object]] = [
+        {"type": "broadcast.start", "broadcast": "bench", "source": {"url": PROGRAMME.name, "loop": True}}
+    ]
+    for voice in voices:
+        credentials = {name: getattr(voice, name) for name in ("user_id", "session_id", "token", "endpoint")}
+        jobs.append(
+            {"type": "guild.join", "guild": voice.guild, "channel": voice.channel, "broadcast": "bench"}
+            | {"voice": credentials}
+        )
+    await store.pipeline(
+        [
+            ("XADD", keys.jobs, "*", "job", json.dumps({"v": 1, "id": str(number)} | job))
+            for number, job in enumerate(jobs)
+        ]
+    )
+
+
+async def measure_worker(
+    guilds: int, windows: int, window_s: float
+) -> tuple[list[Window], dict[str, object], list[float], list[float]]:
+    """Windows of the product, the listeners' report, and both readings of the floor."""
+    with RedisServer() as server, tempfile.TemporaryDirectory() as logs:
+        keys = Keys("bench")
+        store = Store(server.url)
+        await reach(store)
+        pool = LocalPool(
+            {
+                "GUILDCAST_REDIS_URL": server.url,
+                "GUILDCAST_NAMESPACE": keys.word,
+                "GUILDCAST_FANOUT_WORKERS": "1",
+                "GUILDCAST_WORKER_CAPACITY": str(guilds),
+                "GUILDCAST_MEDIA_DIR": str(PROGRAMME.parent),
+                "GUILDCAST_LOG_LEVEL": "warning",
+            },
+            Path(logs),
+        )
+        try:
+            ready = json.loads(await pool.start("emulator", "tests.emulator", "--sample", "32", ready_line=True))
+            await pool.start("coordinator", "coordinator")
+            await pool.start("supervisor", "worker", more={"GUILDCAST_TLS_CA_FILE": ready["ca_file"]})
+            async with EmulatorClient(ready["control"]) as discord:
+                await _join(store, keys, discord, guilds)
+                await _until_playing(store, keys, discord, guilds, pool)
+                worker = _child_of(pool.processes["supervisor"].pid, "worker.fanout")
+                sender = _child_of(worker, "worker.fanout.sender")
+                await asyncio.sleep(window_s)
+                await discord.reset()
+                found = []
+                for _ in range(windows):
+                    before, packets = (cpu_ns(worker), cpu_ns(sender)), (await discord.report()).packets
+                    await asyncio.sleep(window_s)
+                    after = (cpu_ns(worker), cpu_ns(sender))
+                    count = (await discord.report()).packets - packets
+                    found.append(
+                        Window((after[0] - before[0]) / 1_000 / count, (after[1] - before[1]) / 1_000 / count, count)
+                    )
+                report = await discord.report(guilds=True)
+                addresses = sorted({row.endpoint for row in report.guild_rows or []})
+                stats = await _stats(store, keys)
+                await pool.stop("supervisor")
+                all_us, inside_us = await _floor(pool, guilds, len(addresses), windows, window_s)
+            told = {
+                "lost": report.lost,
+                "kernel_drops": report.kernel_drops,
+                "lateness_ms": msgspec.to_builtins(report.lateness_ms),
+                "ticks_skipped": stats.ticks_skipped,
+                "voice_addresses": len(addresses),
+            }
+            return found, told, all_us, inside_us
+        finally:
+            await pool.stop_all()
+            await store.close()
+
+
+async def _until_playing(store: Store, keys: Keys, discord: EmulatorClient, guilds: int, pool: LocalPool) -> None:
+    deadline = time.monotonic() + 120
+    while (await discord.report()).heard < guilds:
+        if time.monotonic() > deadline:
+            raise TimeoutError(pool.log_of("supervisor").read_text()[-2_000:])
+        await asyncio.sleep(0.5)
+    while (await _stats(store, keys)).guilds < guilds:  # noqa: ASYNC110 - a figure on Redis wakes nobody
+        await asyncio.sleep(0.5)
+
+
+async def _floor(
+    pool: LocalPool, guilds: int, addresses: int, windows: int, window_s: float
+) -> tuple[list[float], list[float]]:
+    """Run the reference: microseconds per packet, all of it and inside `sendmmsg`."""
+    all_us, inside_us = [], []
+    for number in range(windows):
+        name = f"floor-{number}"
+        line = await pool.start(
+            *(name, "tests.bench.bare_sendmmsg"),
+            *("--guilds", str(guilds), "--addresses", str(addresses), "--seconds", str(window_s)),
+            ready_line=True,
+        )
+        found = json.loads(line)
+        await pool.stop(name)
+        all_us.append(found["all_us"])
+        inside_us.append(found["inside_us"])
+    return all_us, inside_us
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--guilds", type=int, default=1_000)
+    parser.add_argument("--windows", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    options = parser.parse_args()
+    found, told, all_us, inside_us = asyncio.run(measure_worker(options.guilds, options.windows, options.seconds))
+    worker = statistics.median(window.worker_us for window in found)
+    sender = statistics.median(window.sender_us for window in found)
+    total = statistics.median(window.total_us for window in found)
+    spread = max(window.total_us for window in found) - min(window.total_us for window in found)
+    bare, inside = statistics.median(all_us), statistics.median(inside_us)
+    rows = (
+        ("worker", worker, ""),
+        ("sender", sender, ""),
+        ("worker + sender", total, f"spread {spread:.2f}"),
+        ("bare sendmmsg, whole process", bare, f"ratio {total / bare:.2f}"),
+        ("bare sendmmsg, inside the call", inside, f"ratio {total / inside:.2f}"),
+    )
+    sys.stdout.write(f"fan-out, {options.guilds} guilds, AES-GCM, no DAVE: us of CPU per packet\n")
+    for name, figure, remark in rows:
+        sys.stdout.write(f"  {name:32} {figure:6.2f}  {remark}\n")
+    sys.stdout.write(f"  {told}\n")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "fanout.json").write_text(
+        json.dumps({"guilds": options.guilds, "us": {name: figure for name, figure, _ in rows}, **told}, indent=1)
+    )
+
+
+if __name__ == "__main__":
+    main()

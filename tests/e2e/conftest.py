@@ -1,0 +1,82 @@
+"""What end-to-end tests share: a pool per module, whole and empty at the start of each test, its logs on failure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from tests.e2e.stack import Stack
+from tests.media.audio import PROGRAMME, RATE, Pcm, decode_file, write_audio
+
+CLIP_S = 5
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]  # noqa: ARG001 - named by pytest
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the ends of all process logs beside a failure."""
+    report = yield
+    if report.failed:
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, Stack):
+                report.sections.append(("process logs", value.tail()))
+    return report
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def no_task_outlives_its_test() -> AsyncIterator[None]:
+    """A test that leaks a task fails."""
+    before = asyncio.all_tasks()
+    yield
+    leaked = {task for task in asyncio.all_tasks() - before if not task.done()} - {asyncio.current_task()}
+    assert not leaked, f"tasks left: {leaked}"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """One supervisor with two fan-out workers and one encode worker; a module may have another pool."""
+    async with Stack(tmp_path_factory.mktemp("pool")) as stack:
+        yield stack
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def stack(running: Stack) -> Stack:
+    """The module's pool: all processes up, nothing on air, no guild joined."""
+    await running.whole()
+    await running.clear()
+    return running
+
+
+@pytest.fixture(scope="session")
+def programme() -> Pcm:
+    return decode_file(PROGRAMME)
+
+
+@pytest.fixture
+def clip(running: Stack, programme: Pcm) -> Path:
+    """Five seconds of the programme that lie in the media folder."""
+    return write_audio(running.media / "clip.wav", programme[10 * RATE : (10 + CLIP_S) * RATE])
+
+
+@pytest.fixture
+def music(running: Stack) -> Path:
+    """The whole programme, 40 s, in the media folder."""
+    path = running.media / "programme.ogg"
+    if not path.exists():
+        path.write_bytes(PROGRAMME.read_bytes())
+    return path
+
+
+@pytest.fixture(scope="session")
+def tone() -> Pcm:
+    """Two seconds that sound like nothing in the programme."""
+    time_s = np.arange(2 * RATE) / RATE
+    sound = 0.4 * np.sin(2 * np.pi * 700 * time_s)
+    return np.stack([sound, sound], axis=1).astype(np.float32)

@@ -1,0 +1,108 @@
+"""All guilds hear the same at the same time, on whichever worker and whatever its host's clock says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from tests.e2e.stack import Stack, faults_of
+from tests.emulator.analysis import arrivals_ms, skew_percentiles
+from tests.emulator.records import Percentiles
+from tests.media.audio import PROGRAMME
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+GUILDS = 20
+PACKETS = 15 * 50
+SKEW_LIMIT_MS = 25.0
+SKEW_WITHOUT_SLOT_LIMIT_MS = 5.0
+NO_ERROR = "0,0"
+TRUE_CLOCKS = {"coordinator": NO_ERROR, "host a": NO_ERROR, "host b": NO_ERROR, "host c": NO_ERROR}
+WRONG_CLOCKS = {"coordinator": "3.2,200", "host a": "-7.5,-200", "host b": "11,150", "host c": NO_ERROR}
+"""Seconds and ppm. Hosts a and b have a fan-out worker each, host c has the encode worker."""
+
+
+class Measured(NamedTuple):
+    """Skew over all pairs of guilds."""
+
+    skew_ms: Percentiles
+    without_slot_ms: Percentiles
+
+
+def hosts(clocks: dict[str, str]) -> dict[str, dict[str, str]]:
+    roles = {"host a": (1, 0), "host b": (1, 0), "host c": (0, 1)}
+    return {
+        host: {
+            "GUILDCAST_FANOUT_WORKERS": str(fanout),
+            "GUILDCAST_ENCODE_WORKERS": str(encode),
+            "GUILDCAST_CLOCK_ERROR": clocks[host],
+        }
+        for host, (fanout, encode) in roles.items()
+    }
+
+
+async def measure(stack: Stack) -> Measured:
+    """Play 15 s to guilds on both hosts."""
+    media = stack.media / "programme.ogg"
+    media.write_bytes(PROGRAMME.read_bytes())
+    broadcast = await stack.start(media)
+    guilds = await stack.join(GUILDS, broadcast)
+    held = await stack.by_worker(guilds)
+    assert len(held) == 2
+    assert {stack.worker(worker).parent for worker in held} == {
+        stack.pool.processes[host].pid for host in ("host a", "host b")
+    }
+    statuses = await stack.wait_state(guilds, "playing")
+    slots = [float(status.slot) for status in statuses if status.slot is not None]
+    assert len(slots) == GUILDS
+    await stack.hear_more(guilds, PACKETS, 30)
+    for guild, row in (await stack.heard(guilds)).items():
+        (session,) = row.sessions
+        assert not faults_of(session), guild
+    heard = []
+    for guild in guilds:
+        (session,) = (await stack.packets(guild)).sessions
+        heard.append((np.asarray(session.payload), np.asarray(session.arrival_ns)))
+    return Measured(skew_percentiles(arrivals_ms(heard)), skew_percentiles(arrivals_ms(heard, slots)))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def measured(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, Measured]]:
+    """Both pools at the same time: 15 s of play are 15 s."""
+    async with AsyncExitStack() as exits:
+        stacks = []
+        for name, clocks in (("true", TRUE_CLOCKS), ("wrong", WRONG_CLOCKS)):
+            stack = Stack(
+                tmp_path_factory.mktemp(name),
+                supervisors=hosts(clocks),
+                coordinator={"GUILDCAST_CLOCK_ERROR": clocks["coordinator"]},
+            )
+            stacks.append(await exits.enter_async_context(stack))
+        true, wrong = await asyncio.gather(*(measure(stack) for stack in stacks))
+    yield {"true": true, "wrong": wrong}
+
+
+@pytest.mark.parametrize("clocks", ["true", "wrong"])
+async def test_guilds_on_two_hosts_hear_the_same_at_the_same_time(
+    measured: dict[str, Measured], clocks: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Skew between any two guilds stays below 25 ms at p99.9, and below 5 ms once their slots are taken out."""
+    found = measured[clocks]
+    with capsys.disabled():
+        for name, figures in zip(found._fields, found, strict=True):
+            assert figures.p50 is not None and figures.p99 is not None and figures.p999 is not None  # noqa: PT018
+            print(
+                f"\n{clocks} clocks: {name} p50 {figures.p50:.2f} p99 {figures.p99:.2f} "
+                f"p99.9 {figures.p999:.2f} max {figures.max:.2f}",
+                end="",
+            )
+    assert found.skew_ms.p999 is not None
+    assert found.skew_ms.p999 <= SKEW_LIMIT_MS
+    assert found.without_slot_ms.p999 is not None
+    assert found.without_slot_ms.p999 <= SKEW_WITHOUT_SLOT_LIMIT_MS
