@@ -50,7 +50,7 @@ unit: install
 	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/unit tests/vectors
 
 test: redis ## Every test that needs only the lock
-	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/unit tests/vectors tests/integration tests/e2e
+	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/unit tests/vectors tests/integration tests/bench tests/e2e
 
 test-system: redis ## Tests that need the Debian packages of tests/packages.txt
 	@tests/system/packages-present

@@ -1,0 +1,15 @@
+"""Benchmarks are run once, short, so that none rots; their figures mean nothing here."""
+
+from __future__ import annotations
+
+from tests.bench.fanout import measure_worker
+
+
+async def test_fanout_bench_gives_figures_for_product_and_floor() -> None:
+    """The fan-out benchmark measures worker, sender and bare sendmmsg."""
+    windows, told, all_us, inside_us = await measure_worker(guilds=4, windows=1, window_s=1.0)
+    assert windows[0].packets > 0
+    assert windows[0].worker_us > 0
+    assert windows[0].sender_us >= 0
+    assert told["lost"] == 0
+    assert all_us[0] >= inside_us[0] > 0
