@@ -14,7 +14,7 @@ from coordinator.jobs import JobEffects, unix_ms
 from coordinator.planner import Planner
 from coordinator.recovery import Recovery
 from coordinator.registry import Change, Registry
-from shared.errors import LeaseLost, StoreUnavailable
+from shared.errors import StoreError
 from shared.logs import get_logger
 from shared.schema import event as events
 from shared.schema.event import Event
@@ -24,6 +24,7 @@ from shared.store.client import Store, reach
 from shared.store.keys import Keys
 
 _PLAN_EVERY_S = 0.25
+_SWEEP_EVERY_S = 10.0
 _READ_AT_ONCE = 500
 
 
@@ -57,7 +58,7 @@ class Coordinator:
                 raise ended
             try:
                 await self._leadership.resign()
-            except StoreUnavailable as error:
+            except StoreError as error:
                 get_logger().warning("leader.resign_failed", error=error.message)
         finally:
             for store in (self._jobs_reader, self._events_reader, self._store):
@@ -69,7 +70,7 @@ class Coordinator:
             try:
                 await self._leadership.campaign()
                 await self._lead()
-            except* (LeaseLost, StoreUnavailable) as ended:
+            except* StoreError as ended:
                 get_logger().warning("leader.stepped_down", error=str(ended.exceptions[0]))
             # Whatever was in flight is unknown now: the next term loads everything anew.
             await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311 - jitter
@@ -94,6 +95,7 @@ class Coordinator:
             group.create_task(self._listen(woken), name="wake")
             group.create_task(self._follow(registry, recovery, last_event, lock, woken), name="events")
             group.create_task(self._plan(planner, lock, woken), name="plan")
+            group.create_task(self._sweep(registry, recovery, lock), name="sweep")
             group.create_task(intake.run(), name="jobs")
 
     async def _last_event(self) -> str:
@@ -111,6 +113,14 @@ class Coordinator:
             if broadcast.status is not None and broadcast.status.state == "ended":
                 change.drop_broadcast(broadcast)
         await change.commit(self._leadership)
+
+    async def _sweep(self, registry: Registry, recovery: Recovery, lock: asyncio.Lock) -> None:
+        """Events are capped: what was reported and not read in time still stands in the statuses."""
+        while True:
+            await asyncio.sleep(_SWEEP_EVERY_S)
+            async with lock:
+                await registry.look_at_statuses()
+                await self._catch_up(registry, recovery)
 
     async def _plan(self, planner: Planner, lock: asyncio.Lock, woken: asyncio.Event) -> None:
         while True:

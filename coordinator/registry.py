@@ -110,6 +110,28 @@ class Registry:
                 self.broadcasts[name] = broadcast
         await self.look_at_workers()
 
+    async def look_at_statuses(self) -> None:
+        """Read what workers reported of guilds and broadcasts under the generations in force.
+
+        Raises: StoreUnavailable.
+        """
+        guilds = [guild for guild in self.guilds.values() if guild.worker]
+        found = await self._store.pipeline(
+            [("HMGET", self.keys.guild(*guild.key), "generation", "status") for guild in guilds]
+        )
+        for guild, (generation, status) in zip(guilds, found, strict=True):
+            if status and generation == str(guild.generation):
+                told = _read(_guild_status, {"status": status}, guild.want_field)
+                self.guilds[guild.key] = replace(guild, status=told)
+        broadcasts = [broadcast for broadcast in self.broadcasts.values() if broadcast.worker]
+        found = await self._store.pipeline(
+            [("HMGET", self.keys.broadcast(one.spec.broadcast), "generation", "status") for one in broadcasts]
+        )
+        for one, (generation, status) in zip(broadcasts, found, strict=True):
+            if status and generation == str(one.generation):
+                heard = _read(_broadcast_status, {"status": status}, one.want_field)
+                self.broadcasts[one.spec.broadcast] = replace(one, status=heard)
+
     async def look_at_workers(self) -> None:
         """Read the workers' records and leases. A worker whose record expired is kept as gone until it is let go.
 
@@ -149,25 +171,33 @@ def _read(read: Callable[[dict[str, str]], _Held], fields: dict[str, str], name:
         return None
 
 
-def _guild(fields: dict[str, str]) -> Guild:
+def _guild_status(fields: dict[str, str]) -> GuildStatus | None:
     status = fields.get("status")
+    return msgspec.json.decode(status, type=GuildStatus) if status else None
+
+
+def _broadcast_status(fields: dict[str, str]) -> BroadcastStatus | None:
+    status = fields.get("status")
+    return msgspec.json.decode(status, type=BroadcastStatus) if status else None
+
+
+def _guild(fields: dict[str, str]) -> Guild:
     return Guild(
         spec=msgspec.json.decode(fields["spec"], type=GuildSpec),
         generation=int(fields.get("generation") or 0),
         worker=fields.get("worker", ""),
-        status=msgspec.json.decode(status, type=GuildStatus) if status else None,
+        status=_guild_status(fields),
     )
 
 
 def _broadcast(fields: dict[str, str]) -> Broadcast:
-    status = fields.get("status")
     return Broadcast(
         spec=msgspec.json.decode(fields["spec"], type=BroadcastSpec),
         generation=int(fields.get("generation") or 0),
         term=int(fields.get("term") or 0),
         worker=fields.get("worker", ""),
         stopping=fields.get("stopping") == "1",
-        status=msgspec.json.decode(status, type=BroadcastStatus) if status else None,
+        status=_broadcast_status(fields),
     )
 
 

@@ -10,6 +10,7 @@
     │   └── VoiceClosed(close_code)
     ├── StoreError
     │   ├── StoreUnavailable       Redis cannot be reached: wait, go on with what is held
+    │   ├── StaleId                a stream refused an id that is not above its last one
     │   ├── LeaseLost              somebody else leads, or the lease ran out
     │   └── Fenced                 a higher term stands in the store: stop publishing
     └── SourceError            a source of audio fails
@@ -167,6 +168,12 @@ class StoreUnavailable(StoreError):
     """Redis cannot be reached; what is held stays valid."""
 
     retryable = True
+
+
+class StaleId(StoreError):
+    """A stream refused an entry whose id is not above its last one."""
+
+    default_code = ErrorCode.FENCED
 
 
 class LeaseLost(StoreError):

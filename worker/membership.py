@@ -15,7 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from shared.clock import NS_PER_MS, LocalClock
-from shared.errors import StoreUnavailable
+from shared.errors import StoreError
 from shared.logs import get_logger
 from shared.schema import event as events
 from shared.schema.event import Event
@@ -42,6 +42,17 @@ def worker_fields(record: WorkerRecord) -> list[str]:
     for name, value in msgspec.to_builtins(record).items():
         pairs += (name, value if isinstance(value, str) else msgspec.json.encode(value).decode())
     return pairs
+
+
+def _readable(decoder: msgspec.json.Decoder[_Want], raw: dict[str, str]) -> dict[str, _Want]:
+    """What can be read; an entry that cannot be must not cost the others their worker."""
+    wants: dict[str, _Want] = {}
+    for name, body in raw.items():
+        try:
+            wants[name] = decoder.decode(body)
+        except msgspec.MsgspecError as error:
+            get_logger().error("want.malformed", want=name, error=str(error))
+    return wants
 
 
 class Membership:
@@ -105,7 +116,7 @@ class Membership:
     async def _renew_or_note(self, headroom: int, stats: WorkerStats) -> None:
         try:
             await self.renew(headroom, stats)
-        except StoreUnavailable as error:
+        except StoreError as error:
             get_logger().warning("lease.renewal_failed", error=error.message, valid=self.lease_valid)
 
     async def wait_lease(self) -> None:
@@ -123,8 +134,8 @@ class Membership:
                 async with aclosing(self._store.hear(channels, LOOK_EVERY_S)) as woken:
                     async for _ in woken:
                         raw: dict[str, str] = await self._store.command("HGETALL", self.keys.want(self.id))
-                        yield {name: decoder.decode(body) for name, body in raw.items()}
-            except StoreUnavailable as error:
+                        yield _readable(decoder, raw)
+            except StoreError as error:
                 get_logger().warning("want.unreadable", error=error.message)
                 await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - jitter
 

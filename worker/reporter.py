@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from shared.errors import StoreUnavailable
+from shared.errors import StoreError
 from shared.logs import get_logger
 from shared.schema.event import Event
 from shared.schema.records import BroadcastStatus, GuildStatus
@@ -40,7 +40,7 @@ class Reporter:
                 told = self._pending[key]
                 try:
                     await self._membership.report(key, *told)
-                except StoreUnavailable as error:
+                except StoreError as error:
                     get_logger().warning("report.delayed", error=error.message, waiting=len(self._pending))
                     await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - jitter
                     continue

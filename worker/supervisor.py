@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 
-from shared.errors import EXIT_CONFIG, ConfigError, ErrorCode, StoreUnavailable
+from shared.errors import EXIT_CONFIG, ConfigError, ErrorCode, StoreError
 from shared.logs import get_logger
 from shared.settings import Settings, parse_ports
 from shared.store.client import Store, reach
@@ -154,7 +154,7 @@ class Supervisor:
                     ]
                 )
                 return
-            except StoreUnavailable as error:
+            except StoreError as error:
                 get_logger().warning("worker.death_unreported", error=error.message)
                 await asyncio.sleep(0.1 * 2**attempt)
 

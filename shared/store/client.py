@@ -19,9 +19,10 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from shared.errors import StoreError, StoreUnavailable
+from shared.errors import StaleId, StoreError, StoreUnavailable
 
 CALL_TIMEOUT_S = 2.0
+_STALE_ID = "equal or smaller than the target stream top item"  # Redis has no code for it
 START_TIMEOUT_S = 30.0
 """How long a process tries to reach Redis at its start."""
 
@@ -45,10 +46,13 @@ def _our_errors() -> Iterator[None]:
         exceptions.BusyLoadingError,
         exceptions.ReadOnlyError,
         exceptions.ClusterDownError,
+        exceptions.OutOfMemoryError,
         OSError,
     ) as error:
         raise StoreUnavailable(str(error) or type(error).__name__) from error
     except exceptions.RedisError as error:
+        if _STALE_ID in str(error):
+            raise StaleId(str(error)) from error
         raise StoreError(str(error)) from error
 
 

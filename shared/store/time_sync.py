@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from shared.clock import CommonClock
-from shared.errors import StoreUnavailable
+from shared.errors import StoreError
 from shared.logs import get_logger
 from shared.store.client import Store
 
@@ -40,7 +40,7 @@ async def follow(store: Store, clock: CommonClock) -> None:
         try:
             await measure(store, clock)
             away = False
-        except StoreUnavailable as error:
+        except StoreError as error:
             if not away:
                 get_logger().warning("clock.sync_failed", error=error.message)
             away = True

@@ -7,7 +7,7 @@ import time
 
 from shared import process
 from shared.clock import CommonClock, LocalClock
-from shared.errors import GuildcastError, StoreUnavailable
+from shared.errors import GuildcastError, StoreError
 from shared.logs import get_logger
 from shared.schema.event import Event
 from shared.schema.records import BroadcastState, BroadcastStatus, SourceWant, WorkerRecord, WorkerStats
@@ -66,7 +66,7 @@ class EncodeWorker:
                     task.cancel()
             try:
                 await self._membership.leave()
-            except StoreUnavailable as error:
+            except StoreError as error:
                 get_logger().warning("worker.leave_failed", error=error.message)
         finally:
             await asyncio.gather(*(run.close() for run in self._runs.values()))

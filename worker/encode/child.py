@@ -24,6 +24,9 @@ from worker.encode.records import MAX_ORDER_BYTES, ChildOrder, Kind, pack, pack_
 
 MEMORY_LIMIT_BYTES = 1024**3
 """Limit of the address space: see `confine`."""
+PREROLL_FRAMES = 4
+"""Encoded and dropped before a start within a source: a fresh encoder begins with silence of its own, which listeners
+would hear as a click where it goes on for another one. After four frames the seam is like any other place."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -75,10 +78,15 @@ def run(order: ChildOrder, writer: RecordWriter) -> None:
     Raises: ReaderGone.
     """
     position = order.start_samples
+    preroll_frames = min(PREROLL_FRAMES, order.start_samples // FRAME_SAMPLES)
+    begin_samples = order.start_samples - preroll_frames * FRAME_SAMPLES
     try:
         encoder = OpusEncoder(order.opus)
-        for block in decode(order.url, loop=order.loop, start_samples=order.start_samples):
-            writer.write(pack(Kind.FRAME, encoder.encode(block.pcm), position_samples=block.position_samples))
+        for number, block in enumerate(decode(order.url, loop=order.loop, start_samples=begin_samples)):
+            packet = encoder.encode(block.pcm)
+            if number < preroll_frames:
+                continue
+            writer.write(pack(Kind.FRAME, packet, position_samples=block.position_samples))
             position = block.position_samples + FRAME_SAMPLES
         for packet in encoder.flush():
             writer.write(pack(Kind.FRAME, packet, position_samples=position))

@@ -5,7 +5,7 @@ Source: design section 4, "Frames".
 
 from __future__ import annotations
 
-from shared.errors import Fenced, StoreError
+from shared.errors import Fenced, StaleId
 from shared.schema.frame_entry import FIELD, FRAMES_PER_ENTRY, TICK_US, FrameEntry, pack, unpack
 from shared.store.client import Store
 
@@ -53,10 +53,8 @@ class Publisher:
                     ("PEXPIRE", self._key, self._expires_ms),
                 ]
             )
-        except StoreError as error:
-            if error.retryable:
-                raise
-            last = await self.last()  # refused: the id is not above the last one
+        except StaleId as error:
+            last = await self.last()
             if last is None:
                 raise
             if (last.term, last.first_index) != (entry.term, entry.first_index):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from shared.clock import NS_PER_MS, NS_PER_US, CommonClock
-from shared.errors import ErrorCode, Fenced, GuildcastError, SourceError, StoreUnavailable
+from shared.errors import ErrorCode, Fenced, GuildcastError, SourceError, StoreError
 from shared.logs import get_logger
 from shared.schema.frame_entry import FRAMES_PER_ENTRY, TICK_US, Flags, FrameEntry
 from shared.schema.records import BroadcastState, SourceWant
@@ -212,7 +212,9 @@ class SourceRun:
         while True:
             try:
                 await self._publisher.publish(entry)
-            except StoreUnavailable as error:
+            except Fenced:
+                raise
+            except StoreError as error:
                 self._log.warning("publisher.delayed", error=error.message)
                 await asyncio.sleep(random.uniform(0.1, 0.4))  # noqa: S311 - jitter
                 if self._is_past(entry.first_index):
@@ -284,6 +286,6 @@ class SourceRun:
         while True:
             try:
                 return await call()
-            except StoreUnavailable as error:
+            except StoreError as error:
                 self._log.warning("store.awaited", error=error.message)
                 await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - jitter

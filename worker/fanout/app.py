@@ -10,7 +10,7 @@ import time
 import aiohttp
 
 from shared.clock import NS_PER_MS, NS_PER_S, CommonClock, LocalClock
-from shared.errors import GuildcastError, StoreUnavailable, VoiceClosed
+from shared.errors import GuildcastError, StoreError, VoiceClosed
 from shared.logs import get_logger
 from shared.schema.event import Event
 from shared.schema.records import GuildState, GuildStatus, GuildWant, WorkerRecord, WorkerStats
@@ -131,7 +131,7 @@ class FanoutWorker:
     async def _leave(self) -> None:
         try:
             await self._membership.leave()
-        except StoreUnavailable as error:
+        except StoreError as error:
             get_logger().warning("worker.leave_failed", error=error.message)
 
     async def _close(self) -> None:
@@ -219,7 +219,7 @@ class FanoutWorker:
             self._reconcile(wants)
             try:
                 await self._look_at_broadcasts()
-            except StoreUnavailable as error:
+            except StoreError as error:
                 get_logger().warning("broadcasts.unreadable", error=error.message)
                 continue
             self._held_back = False

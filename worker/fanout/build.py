@@ -30,8 +30,8 @@ _LAST_NONCE = 2**32 - 2**20
 _REST_TICKS = 50
 """A row given back rests for a second, so that the sender cannot mix its old and its next connection."""
 
-_Work = tuple[Seal, memoryview, memoryview, memoryview]
-"""Seal, nonce, header, body of one row at one tick of the ring."""
+_Work = tuple[Seal, memoryview, memoryview, int]
+"""Seal, nonce and header of one row, and where its ciphertext begins within one tick of the ring."""
 FrameAt = Callable[[int], bytes | None]
 """The frame that a lane plays at a tick, or None."""
 
@@ -61,8 +61,8 @@ class Lane:
     rows: set[int] = field(default_factory=set)
     changed: bool = True
     numbers: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
-    work: list[list[_Work]] = field(default_factory=list)
-    """Per tick of the ring, in the order of `numbers`: what sealing one packet of each row takes."""
+    work: list[_Work] = field(default_factory=list)
+    """In the order of `numbers`: what sealing one packet of each row takes."""
 
 
 class Builder:
@@ -74,7 +74,8 @@ class Builder:
     def __init__(self, table: RowTable) -> None:
         self._table = table
         rows = table.rows
-        self._work: list[list[_Work]] = [[_NO_WORK] * rows for _ in range(RING_TICKS)]
+        self._work: list[_Work] = [_NO_WORK] * rows
+        self._memory = [memoryview(table.packets[ring].reshape(-1)) for ring in range(RING_TICKS)]
         # Headers are made once per tick in a place of their own that stays in the cache, then copied into the packets.
         self._headers = np.zeros((rows, rtp.HEADER_BYTES), np.uint8)
         self._head = self._headers.reshape(-1).view(HEAD)
@@ -127,9 +128,7 @@ class Builder:
         self._nonces[row] = 0
         nonce = memoryview(self._nonces[row])[: nonce_bytes(target.mode)]
         header = memoryview(self._headers[row])
-        for ring in range(RING_TICKS):
-            body = memoryview(self._table.packets[ring][row])[rtp.HEADER_BYTES :]
-            self._work[ring][row] = (target.seal, nonce, header, body)
+        self._work[row] = (target.seal, nonce, header, row * PACKET_BYTES + rtp.HEADER_BYTES)
 
     def rekey(self, row: int, target: Target) -> None:
         """Go on under a new transport key: what is built under the old one and not sent yet is void."""
@@ -176,8 +175,7 @@ class Builder:
         slot, number = self.slot_of(row), int(self._table.socket[row])
         self._slot_loads[slot] -= 1
         self._socket_slot_loads[number][slot] -= 1
-        for ring in range(RING_TICKS):
-            self._work[ring][row] = _NO_WORK
+        self._work[row] = _NO_WORK
         self._table.active[row] = 0
         self._table.head[LAYOUT] += 1
         self._resting.append((self.last_tick + _REST_TICKS, row))
@@ -203,19 +201,18 @@ class Builder:
                 continue
             if frame is not None:
                 self._owed_silence[rows] = SILENCE_FRAMES
-                self._fill(tick, rows, frame, lane.work[tick % RING_TICKS])
+                self._fill(tick, rows, frame, lane.work)
                 continue
             owing = rows[self._owed_silence[rows] > 0]
             if len(owing):
                 self._owed_silence[owing] -= np.uint8(1)
-                work = self._work[tick % RING_TICKS]
-                self._fill(tick, owing, SILENCE_FRAME, [work[row] for row in owing.tolist()])
+                self._fill(tick, owing, SILENCE_FRAME, [self._work[row] for row in owing.tolist()])
 
     def _arrange(self, lane: Lane) -> None:
         """Lay the rows of a lane out for its next ticks."""
         rows = sorted(lane.rows)
         lane.numbers = np.fromiter(rows, np.intp, len(rows))
-        lane.work = [[work[row] for row in rows] for work in self._work]
+        lane.work = [self._work[row] for row in rows]
         lane.changed = False
 
     def _fill(self, tick: int, rows: NDArray[np.intp], frame: bytes, work: list[_Work]) -> None:
@@ -233,8 +230,9 @@ class Builder:
         packets = table.packets[ring]
         packets[rows, : rtp.HEADER_BYTES] = self._headers[rows]
         packets[rows, end : end + NONCE_SUFFIX_BYTES] = self._nonces[rows, :NONCE_SUFFIX_BYTES]
-        for seal, nonce, header, body in work:
-            seal(nonce, frame, header, body[:sealed])
+        memory = self._memory[ring]
+        for seal, nonce, header, start in work:
+            seal(nonce, frame, header, memory[start : start + sealed])
         table.length[ring][rows] = end + NONCE_SUFFIX_BYTES
         table.due[ring][rows] = tick
 
@@ -243,4 +241,4 @@ def _no_seal(*_: object) -> None:
     raise RuntimeError("a row without a connection was built for")
 
 
-_NO_WORK: _Work = (_no_seal, memoryview(b""), memoryview(b""), memoryview(b""))
+_NO_WORK: _Work = (_no_seal, memoryview(b""), memoryview(b""), 0)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import aiohttp
 
-from shared.errors import GuildcastError, VoiceClosed, VoiceError
+from shared.errors import ErrorCode, GuildcastError, VoiceClosed, VoiceError
 from shared.logs import get_logger
 from shared.protocol.transport_crypto import new_sealer
 from shared.protocol.voice_gateway import Credentials
@@ -80,7 +80,7 @@ class GuildSession:
         self.tell("connecting")
         try:
             if spec.voice is None:
-                raise VoiceError("no voice credentials came with this guild")
+                raise VoiceError("no voice credentials came with this guild", code=ErrorCode.VOICE_CREDENTIALS_MISSING)
             voice = self._seal.open(spec.voice)
             await self._membership.wait_lease()
             self._connection = VoiceConnection(

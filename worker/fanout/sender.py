@@ -3,8 +3,8 @@
 `python -m worker.fanout.sender <memory fd> <rows> <sockets fd> <parent pid> <clock error s> <clock error ppm>`
 
 It reads rows and sockets, sleeps until the next slot and calls `sendmmsg`; it awaits nothing, logs nothing, and keeps
-nothing once its plan stands. It stops when rows run dry and dies with its worker. On SIGTERM it exits as soon as nothing
-is left to send, so that a signal to a whole process group does not cut off the closing silence.
+nothing once its plan stands. It stops when rows run dry and dies with its worker. On SIGTERM it exits as soon as
+nothing is left to send, so that a signal to a whole process group does not cut off the closing silence.
 
 Source: design sections 2 and 3, "Why a sender"; clock_nanosleep(2), sendmmsg(2).
 """
