@@ -12,6 +12,7 @@ import difflib
 import os
 import re
 import socket
+import ssl
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,6 +72,15 @@ def _ip_address(value: str) -> str:
     return value
 
 
+def _ca_file(value: Path | None) -> Path | None:
+    if value is not None:
+        try:
+            ssl.create_default_context(cafile=value)
+        except OSError as error:  # SSLError is one
+            raise ValueError(f"{error.strerror or error}, allowed: a readable file of certificates (PEM)") from None
+    return value
+
+
 def _seal_key(value: SecretStr) -> SecretStr:
     try:
         key = base64.b64decode(value.get_secret_value(), validate=True)
@@ -115,9 +125,11 @@ class Settings(BaseSettings):
         str,
         Field(pattern=r"^[a-z0-9-]{1,32}$", description="Word in braces before all control keys."),
     ] = "guildcast"
-    tls_ca_file: Annotated[Path | None, Field(description="One more CA to trust (PEM): voice servers and Redis.")] = (
-        None
-    )
+    tls_ca_file: Annotated[
+        Path | None,
+        AfterValidator(_ca_file),
+        Field(description="One more CA to trust (PEM): voice servers and Redis."),
+    ] = None
     udp_ports: Annotated[
         str,
         AfterValidator(_udp_ports),
@@ -189,7 +201,7 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
-    except (tomllib.TOMLDecodeError, OSError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{CONFIG_FILE}: {path!r}: {error}") from None
 
 
@@ -210,7 +222,8 @@ def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else "settings"
     field = Settings.model_fields.get(name)
-    value = "(hidden)" if name == "seal_key" else repr(first["input"])
+    # Under a name that is not known there may stand a secret, too.
+    value = "(hidden)" if field is None or name == "seal_key" else repr(first["input"])
     message = first["msg"].removeprefix("Value error, ")
     where = PREFIX + name.upper() if field else f"{CONFIG_FILE}: {name}"
     told = f" ({field.description})" if field and field.description else ""

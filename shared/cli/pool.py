@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 from shared.process import parent_death_signal
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 class LocalPool:
     """Named processes with one environment; each writes its own log file.
@@ -22,7 +24,8 @@ class LocalPool:
 
     def __init__(self, environment: dict[str, str], logs: Path) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("GUILDCAST_")}
-        self._environment = kept | environment
+        # The local Discord lies beside the packages, wherever the caller stands.
+        self._environment = kept | {"PYTHONPATH": str(ROOT)} | environment
         self._logs = logs
         self.processes: dict[str, asyncio.subprocess.Process] = {}
 

@@ -14,12 +14,16 @@ from msgspec import Meta
 
 from shared.errors import ErrorCode, JobError
 
-Snowflake = Annotated[str, Meta(pattern=r"^[1-9][0-9]{14,19}$", description="Discord id: 15 to 20 decimal digits")]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="1 to 64 of A-Z a-z 0-9 . _ -")]
+Snowflake = Annotated[
+    str, Meta(pattern=r"^[1-9][0-9]{14,19}$(?!\n)", description="Discord id: 15 to 20 decimal digits")
+]
+Name = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)", description="1 to 64 of A-Z a-z 0-9 . _ -")
+]
 JobId = Annotated[str, Meta(min_length=1, max_length=128, description="chosen by the sender; done once within 24 h")]
 Url = Annotated[str, Meta(min_length=1, max_length=2048, description="http(s) URL, or a file below the media folder")]
 Endpoint = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9.\-\[\]:]{1,255}$", description="host or host:port of a voice server")
+    str, Meta(pattern=r"^[A-Za-z0-9.\-\[\]:]{1,255}$(?!\n)", description="host or host:port of a voice server")
 ]
 UnixMs = Annotated[int, Meta(ge=0, description="unix milliseconds")]
 
@@ -190,20 +194,22 @@ _decoder: msgspec.json.Decoder[Job] = msgspec.json.Decoder(Job)
 
 
 class _JobHead(msgspec.Struct):
-    id: str | None = None
-    type: str | None = None
+    id: Any = None
+    type: Any = None
 
 
 _head_decoder = msgspec.json.Decoder(_JobHead)
+UNREADABLE = (msgspec.MsgspecError, RecursionError)
+"""What decoding raises for a text that is no JSON, or is nested without end."""
 
 
 def job_id_of(body: str) -> str | None:
     """The id of a job that may be wrong otherwise; None where there is no usable one."""
     try:
         found = _head_decoder.decode(body).id
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
-    return found if found and len(found) <= 128 else None
+    return found if isinstance(found, str) and 0 < len(found) <= 128 else None
 
 
 def decode_job(body: str) -> Job:
@@ -213,7 +219,7 @@ def decode_job(body: str) -> Job:
     """
     try:
         msgspec.json.decode(body, type=dict[str, Any])
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise JobError(f"not a JSON object: {error}", code=ErrorCode.JOB_UNREADABLE) from None
     try:
         return _decoder.decode(body)
@@ -268,6 +274,6 @@ def digest(body: str) -> str:
     """Digest of what a job says, not of how it is spaced or ordered; two bodies that mean the same are the same."""
     try:
         said = msgspec.json.encode(msgspec.json.decode(body), order="deterministic")
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         said = body.encode()
     return hashlib.sha256(said).hexdigest()

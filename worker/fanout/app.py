@@ -32,6 +32,8 @@ from worker.reporter import Reporter
 
 AHEAD_TICKS = 5
 """Packets are built 80 to 100 ms before they leave."""
+_PAST_THE_TICK_NS = NS_PER_MS
+"""The loop's timers count whole milliseconds and wake early: aimed at the tick itself, they would spin up to it."""
 HANDSHAKES_AT_ONCE = 4
 _BEAT_TICKS = RENEW_EVERY_MS * NS_PER_MS // TICK_NS
 _GC_THRESHOLDS = (20_000, 20, 50)
@@ -167,7 +169,7 @@ class FanoutWorker:
                 self._membership.beat(self._headroom(), self._stats())
                 for row in builder.worn_out():
                     self._renew_session_of(row)
-            await asyncio.sleep(((due + 1) * TICK_NS - self._clock.now_ns()) / NS_PER_S)
+            await asyncio.sleep(((due + 1) * TICK_NS + _PAST_THE_TICK_NS - self._clock.now_ns()) / NS_PER_S)
 
     def _build_until(self, due: int) -> None:
         builder = self._builder

@@ -181,7 +181,7 @@ class Sender:
         table = self._table
         self._layout = int(table.head[LAYOUT])
         self._receive_sockets()
-        active = np.flatnonzero(table.active)
+        active = np.flatnonzero(table.active.copy())  # numpy raises when the worker changes it meanwhile
         slots = table.slot[active]
         for slot in range(SLOTS):
             rows = active[slots == slot]
