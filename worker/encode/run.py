@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -104,17 +104,18 @@ class SourceRun:
 
     async def _feed(self) -> None:
         """Put frames, then None at the end of the source, or the error that ends it."""
-        position_samples = self._position_samples
+        fed_samples = self._position_samples
         tries = 0
         while True:
             frames = 0
             try:
-                async for frame in self._child_frames(position_samples):
-                    await self._frames.put(frame)
-                    position_samples = frame.position_samples + _FRAME_SAMPLES
-                    frames += 1
-                    if frames == 1 and tries and self._heard:
-                        self._tell(self, "playing", "", None)
+                async with await self._start_child(fed_samples) as self._child:
+                    while (frame := await self._child.read()) is not None:
+                        await self._frames.put(frame)
+                        fed_samples = frame.position_samples + _FRAME_SAMPLES
+                        frames += 1
+                        if frames == 1 and tries and self._heard:
+                            self._tell(self, "playing", "", None)
                 await self._frames.put(None)
                 return
             except SourceError as error:
@@ -124,23 +125,18 @@ class SourceRun:
                 if tries >= SOURCE_TRIES or not error.retryable:
                     await self._frames.put(error)
                     return
+            finally:
+                self._child = None
             backoff_s = min(_LONGEST_BACKOFF_S, _BACKOFF_S * 2 ** (tries - 1))
             await asyncio.sleep(backoff_s * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
-    async def _child_frames(self, start_samples: int) -> AsyncGenerator[EncodedFrame, None]:
+    async def _start_child(self, start_samples: int) -> SourceChild:
         source = self.want.spec.source
         url = resolve_source(source.url or "", self._media_dir)
         self.encodes += 1
-        child = await SourceChild.start(
+        return await SourceChild.start(
             ChildOrder(url=url, loop=source.loop, start_samples=start_samples, opus=self.want.spec.opus)
         )
-        self._child = child
-        try:
-            while (frame := await child.read()) is not None:
-                yield frame
-        finally:
-            self._child = None
-            await child.close()
 
     # the publisher
 

@@ -74,6 +74,7 @@ class SocketPool:
         self._on_new = on_new
         self._sockets: list[_Shared] = []
         self._loop = asyncio.get_running_loop()
+        self._busy = 0
         self.send_errors = 0
         self.strays = 0
         """Datagrams from addresses that no connection talks to."""
@@ -98,14 +99,13 @@ class SocketPool:
         return Port(self, shared, remote)
 
     def _bind(self) -> _Shared:
-        busy = 0
         while True:
             port = next(self._unbound, None) if self._limited else 0
             if port is None:
                 raise VoiceError(
-                    f"GUILDCAST_UDP_PORTS: all {len(self._sockets) + busy} UDP ports of this worker are used up"
-                    f"{f', {busy} of them by others' if busy else ''}; widen the range",
-                    code=ErrorCode.UDP_PORTS_IN_USE if busy else ErrorCode.UDP_PORTS_TOO_FEW,
+                    f"GUILDCAST_UDP_PORTS: all {len(self._sockets) + self._busy} UDP ports of this worker are used up"
+                    f"{f', {self._busy} of them by others' if self._busy else ''}; widen the range",
+                    code=ErrorCode.UDP_PORTS_IN_USE if self._busy else ErrorCode.UDP_PORTS_TOO_FEW,
                 )
             one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             try:
@@ -116,7 +116,7 @@ class SocketPool:
                     raise VoiceError(
                         f"UDP socket on {self._address}:{port}: {error.strerror}", code=ErrorCode.UDP_PORTS_IN_USE
                     ) from error
-                busy += 1
+                self._busy += 1
                 get_logger().warning("udp_port.skipped", port=port, reason="in use")
                 continue
             break

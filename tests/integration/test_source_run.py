@@ -1,0 +1,259 @@
+"""A source on air: where its frames stand in time, and how a run begins, fails, is taken over and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from aiohttp import web
+
+from shared.clock import CommonClock, LocalClock
+from shared.errors import ErrorCode, GuildcastError
+from shared.schema.frame_entry import FIELD, TICK_US, Flags, FrameEntry, unpack
+from shared.schema.job import OpusOptions, SourceSpec
+from shared.schema.records import BroadcastSpec, SourceWant
+from shared.store import time_sync
+from shared.store.client import Store
+from tests.media.audio import PROGRAMME, decode_file, write_audio
+from worker.encode.publish import Publisher
+from worker.encode.run import SourceRun
+
+PATIENCE_S = 30.0
+_runs = iter(range(1_000, 1_000_000))
+
+
+class Air:
+    """Runs sources against a real Redis and remembers what they told."""
+
+    def __init__(self, store: Store, raw_store: Store, clock: CommonClock, media: Path) -> None:
+        self.store = store
+        self.raw = raw_store
+        self.clock = clock
+        self.media = media
+        self.told: list[tuple[str, str, str]] = []
+        self.runs: list[SourceRun] = []
+
+    def want(self, url: str, *, run: int, term: int, loop: bool = False, lead_ms: int = 30_000) -> SourceWant:
+        source = SourceSpec(url=url, loop=loop, lead_ms=lead_ms)
+        spec = BroadcastSpec(broadcast="b", run=run, source=source, opus=OpusOptions())
+        return SourceWant(generation=term, term=term, spec=spec)
+
+    def start(self, want: SourceWant) -> SourceRun:
+        publisher = Publisher(self.raw, self.key(want), want.spec.source.lead_ms)
+        run = SourceRun(want, publisher, self.clock, self.media, self._tell)
+        self.runs.append(run)
+        return run
+
+    def key(self, want: SourceWant) -> str:
+        return f"air:frames:{{{want.spec.run}}}:main"
+
+    def _tell(self, _: SourceRun, state: str, reason: str, error: GuildcastError | None) -> None:
+        self.told.append((state, reason, str(error.code) if error else ""))
+
+    async def entries(self, want: SourceWant) -> list[FrameEntry]:
+        found = await self.raw.command("XRANGE", self.key(want), "-", "+")
+        return [unpack(entry_id.decode(), fields[FIELD.encode()]) for entry_id, fields in found]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():  # noqa: ASYNC110 - what is told wakes nobody here
+                await asyncio.sleep(0.02)
+
+    async def until_frames(self, want: SourceWant, count: int) -> list[FrameEntry]:
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                entries = await self.entries(want)
+                if sum(len(entry.packets) for entry in entries) >= count:
+                    return entries
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def air(store: Store, raw_store: Store, tmp_path: Path) -> AsyncIterator[Air]:
+    clock = CommonClock(LocalClock())
+    await time_sync.synchronise(store, clock)
+    air = Air(store, raw_store, clock, tmp_path)
+    yield air
+    await asyncio.gather(*(run.close() for run in air.runs))
+
+
+def clip(folder: Path, seconds: float, name: str = "clip.wav") -> str:
+    music = decode_file(PROGRAMME)[: round(seconds * 48_000)]
+    write_audio(folder / name, music, rate=48_000, layout="stereo", codec="pcm_s16le", container_format="wav")
+    return name
+
+
+def assert_contiguous(entries: list[FrameEntry]) -> None:
+    for before, after in itertools.pairwise(entries):
+        assert after.first_index == before.next_index
+
+
+async def test_frames_stand_in_a_row_from_an_epoch_on_the_grid(air: Air) -> None:
+    """A source's frames have consecutive indices, positions that say where in the source they are, and one epoch."""
+    want = air.want(clip(air.media, 3.0), run=next(_runs), term=10)
+    air.start(want)
+    entries = await air.until_frames(want, 150)
+    assert_contiguous(entries)
+    assert entries[0].first_index == 0
+    assert {entry.epoch_us for entry in entries} == {entries[0].epoch_us}
+    assert entries[0].epoch_us % TICK_US == 0
+    assert [entry.position_samples for entry in entries] == [entry.first_index * 960 for entry in entries]
+
+
+async def test_a_source_shorter_than_the_start_is_played_whole(air: Air) -> None:
+    """300 ms of sound go on air although a run waits for 500 ms, and end with a mark."""
+    want = air.want(clip(air.media, 0.3), run=next(_runs), term=10)
+    air.start(want)
+    await air.until(lambda: ("ended", "finished", "") in air.told)
+    entries = await air.entries(want)
+    assert 15 <= sum(len(entry.packets) for entry in entries) <= 17
+    assert entries[-1].flags == Flags.ENDED
+    assert ("playing", "", "") in air.told
+
+
+async def test_a_takeover_goes_on_where_the_last_entry_ended(air: Air) -> None:
+    """Another encoder under a higher term continues index, position and epoch, and voids nothing."""
+    name = clip(air.media, 8.0)
+    run = next(_runs)
+    first = air.want(name, run=run, term=10, lead_ms=2_000)
+    runner = air.start(first)
+    before = await air.until_frames(first, 60)
+    await runner.close()
+    second = air.want(name, run=run, term=11, lead_ms=2_000)
+    air.start(second)
+    entries = await air.until_frames(second, sum(len(entry.packets) for entry in before) + 40)
+    assert_contiguous(entries)
+    assert {entry.epoch_us for entry in entries} == {before[0].epoch_us}
+    taken_over = next(entry for entry in entries if entry.term == 11)
+    assert taken_over.position_samples == taken_over.first_index * 960
+
+
+async def test_the_old_publisher_of_a_taken_over_run_stops(air: Air) -> None:
+    """Once a higher term stands in the stream, the lower one publishes nothing more and its child is gone."""
+    name = clip(air.media, 8.0)
+    run = next(_runs)
+    old_want = air.want(name, run=run, term=10, lead_ms=1_000)
+    old = air.start(old_want)
+    await air.until_frames(old_want, 30)
+    await air.until(lambda: old.epoch_us != 0)
+    mark = FrameEntry(99, 10_000, old.epoch_us, 0, 0, ())
+    await Publisher(air.raw, air.key(old_want), 1_000).publish(mark)
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.wait([old.task])
+    assert old.child_pid is None
+    assert (await air.entries(old_want))[-1].term == 99
+
+
+async def test_stop_cuts_what_was_published_ahead(air: Air) -> None:
+    """A stop ends the run just ahead of now although many seconds lie in the stream."""
+    want = air.want(clip(air.media, 8.0), run=next(_runs), term=10, loop=True)
+    run = air.start(want)
+    entries = await air.until_frames(want, 25)
+    async with asyncio.timeout(PATIENCE_S):
+        while (entries[-1].next_index * TICK_US + entries[0].epoch_us) < air.clock.now_us() + 10_000_000:
+            await asyncio.sleep(0.02)
+            entries = await air.entries(want)
+    run.update(SourceWant(generation=10, term=12, spec=want.spec, stop=True))
+    await air.until(lambda: ("ended", "stopped", "") in air.told)
+    last = (await air.entries(want))[-1]
+    assert last.term == 12
+    assert last.flags == Flags.ENDED
+    assert not last.packets
+    assert last.first_index < entries[-1].next_index
+
+
+async def test_stop_before_the_first_frame_ends_the_run(air: Air) -> None:
+    """A stop that comes while the source is still silent is told as the end, and nothing is published."""
+
+    async def silent(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await asyncio.sleep(PATIENCE_S)
+        return response
+
+    app = web.Application()
+    app.router.add_get("/silent", silent)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        host, port = runner.addresses[0][:2]
+        want = air.want(f"http://{host}:{port}/silent", run=next(_runs), term=10)
+        run = air.start(want)
+        await air.until(lambda: run.child_pid is not None)
+        run.update(SourceWant(generation=10, term=12, spec=want.spec, stop=True))
+        await air.until(lambda: ("ended", "stopped", "") in air.told)
+        assert not await air.entries(want)
+        assert run.child_pid is None
+    finally:
+        await run.close()
+        await runner.cleanup()
+
+
+async def test_a_source_that_cannot_be_opened_is_tried_five_times(air: Air) -> None:
+    """Each try is told as stalled with its code; after the fifth the run has ended."""
+    want = air.want("nothing.wav", run=next(_runs), term=10)
+    run = air.start(want)
+    await air.until(lambda: bool(air.told) and air.told[-1][0] == "ended")
+    assert air.told == [("stalled", "", ErrorCode.SOURCE_NOT_FOUND)] * 5 + [
+        ("ended", "source_failed", ErrorCode.SOURCE_NOT_FOUND)
+    ]
+    assert run.encodes == 5
+
+
+async def test_a_source_outside_the_media_folder_is_tried_once(air: Air) -> None:
+    """What trying again cannot mend is not tried again."""
+    want = air.want("/etc/hostname", run=next(_runs), term=10)
+    air.start(want)
+    await air.until(lambda: bool(air.told) and air.told[-1][0] == "ended")
+    assert air.told == [
+        ("stalled", "", ErrorCode.SOURCE_FORBIDDEN),
+        ("ended", "source_failed", ErrorCode.SOURCE_FORBIDDEN),
+    ]
+
+
+async def test_a_source_that_runs_dry_flags_the_gap_and_returns_ahead_of_now(air: Air) -> None:
+    """Listeners are told of a gap before they run dry; the sound that comes later starts above the mark."""
+    go_on = asyncio.Event()
+    wav = air.media / clip(air.media, 6.0)
+    body = wav.read_bytes()
+    first = 44 + 48_000 * 4  # one second of sound
+
+    async def halting(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(body[:first])
+        await go_on.wait()
+        await response.write(body[first:])
+        return response
+
+    app = web.Application()
+    app.router.add_get("/halting.wav", halting)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    want = air.want(f"http://{host}:{port}/halting.wav", run=next(_runs), term=10)
+    run = air.start(want)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            entries = await air.entries(want)
+            while not any(Flags.GAP in entry.flags for entry in entries):
+                await asyncio.sleep(0.02)
+                entries = await air.entries(want)
+        go_on.set()
+        entries = await air.until_frames(want, 200)
+    finally:
+        go_on.set()
+        await run.close()
+        await runner.cleanup()
+    marked = next(number for number, entry in enumerate(entries) if Flags.GAP in entry.flags)
+    assert_contiguous(entries[: marked + 1])
+    assert entries[marked + 1].first_index > entries[marked].next_index
+    assert np.all(np.diff([entry.first_index for entry in entries]) > 0)
