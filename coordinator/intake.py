@@ -17,7 +17,7 @@ from coordinator.registry import Change, Registry
 from shared.errors import ErrorCode, JobError
 from shared.logs import get_logger
 from shared.schema.event import Event
-from shared.schema.job import check_sense, decode_job, digest, job_id_of, unserved
+from shared.schema.job import UNREADABLE, check_sense, decode_job, digest, job_id_of, unserved
 from shared.store.client import Store
 
 FIELD = "job"
@@ -26,7 +26,11 @@ STATUS_KEPT_S = 24 * 3_600
 DEAD_KEPT = 1_000
 _READ_AT_ONCE = 100
 _DEAD_BODY_CHARS = 4_096
-_SECRET = re.compile(r'("(?:voice|token|session_id)"\s*:\s*)("(?:[^"\\]|\\.)*"?|\{[^}]*\}?)')
+_SECRETS = ("voice", "token", "session_id")
+_SECRET = re.compile(
+    rf"""((?:{"|".join(_SECRETS)})\\*["']?\s*[:=]\s*)"""  # the name, quoted in whatever way
+    r"""(\\*"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|\{[^}]*\}?|\[[^\]]*\]?|[^\s,}\]]+)"""
+)
 
 
 class Intake:
@@ -129,11 +133,14 @@ class Intake:
 def without_credentials(body: str) -> str:
     """A job's text with its voice credentials removed, also where it is no JSON."""
     try:
-        job = msgspec.json.decode(body)
-    except msgspec.MsgspecError:
+        return msgspec.json.encode(_bare(msgspec.json.decode(body))).decode()[:_DEAD_BODY_CHARS]
+    except UNREADABLE:
         return _SECRET.sub(r'\1"(removed)"', body)[:_DEAD_BODY_CHARS]
-    if isinstance(job, dict):
-        for name in ("voice", "token", "session_id"):
-            if name in job:
-                job[name] = "(removed)"
-    return msgspec.json.encode(job).decode()[:_DEAD_BODY_CHARS]
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: "(removed)" if name in _SECRETS else _bare(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_bare(inner) for inner in value]
+    return _SECRET.sub(r'\1"(removed)"', value) if isinstance(value, str) else value

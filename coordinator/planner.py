@@ -16,7 +16,7 @@ from coordinator.recovery import Recovery
 from coordinator.registry import Broadcast, Change, Guild, Registry, Worker, released
 from shared.logs import get_logger
 from shared.schema.event import Event
-from shared.schema.records import WorkerRole
+from shared.schema.records import GuildStatus, WorkerRole
 
 GRACE_S = 5.0
 """After an election nobody is judged lost for this long: after an outage all leases are gone at once."""
@@ -119,7 +119,9 @@ class Planner:
             change = Change(self._registry)
             for key in some:
                 guild = self._registry.guilds[key]
-                change.put_guild(replace(guild, generation=generation, worker=placed[key]))
+                # A failure told under an earlier generation must not be read as one of this.
+                status = GuildStatus(state="wanted", at=unix_ms())
+                change.put_guild(replace(guild, generation=generation, worker=placed[key], status=status))
                 generation += 1
             await change.commit(self._leadership)
 

@@ -5,6 +5,7 @@ Whoever calls decides what to do about `StoreUnavailable`; there is no second la
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,12 +73,15 @@ class Store:
             options["ssl_ca_certs"] = str(ca_file)
         self._url = url
         self._ca_file = ca_file
+        # Time is kept here: under a socket_timeout redis-py sends within asyncio.wait_for, which in Python 3.11 can
+        # swallow a cancellation (cpython issue 86296), and a reader that does not hear it keeps its worker from ending.
+        self._timeout_s = CALL_TIMEOUT_S + block_s
         self._redis: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
             url,
             decode_responses=not raw,
             encoding_errors="replace",
             retry=Retry(NoBackoff(), 0),
-            socket_timeout=CALL_TIMEOUT_S + block_s,
+            socket_timeout=None,
             socket_connect_timeout=CALL_TIMEOUT_S,
             protocol=2,
             **options,
@@ -93,7 +97,8 @@ class Store:
         Raises: StoreUnavailable, StoreError.
         """
         with _our_errors():
-            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(self._timeout_s):
+                return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def transaction(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands as one MULTI; all happen or none.
@@ -111,7 +116,7 @@ class Store:
 
     async def _pipeline(self, commands: Sequence[Command], *, transaction: bool) -> list[Any]:
         with _our_errors():
-            async with self._redis.pipeline(transaction=transaction) as pipeline:
+            async with asyncio.timeout(self._timeout_s), self._redis.pipeline(transaction=transaction) as pipeline:
                 for command in commands:
                     pipeline.execute_command(*command)
                 return list(await pipeline.execute())
@@ -123,10 +128,11 @@ class Store:
         """
         text, sha = _script(name)
         with _our_errors():
-            try:
-                return await self._redis.execute_command("EVALSHA", sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
-            except exceptions.NoScriptError:
-                return await self._redis.execute_command("EVAL", text, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(self._timeout_s):
+                try:
+                    return await self._redis.execute_command("EVALSHA", sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+                except exceptions.NoScriptError:
+                    return await self._redis.execute_command("EVAL", text, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
 
     async def hear(self, channels: Sequence[str], quiet_s: float) -> AsyncGenerator[str | None, None]:
         """Messages of pub/sub channels as the channel's name; None whenever `quiet_s` passed without one.
@@ -136,7 +142,11 @@ class Store:
         """
         with _our_errors():
             async with self._redis.pubsub() as pubsub:
-                await pubsub.subscribe(*channels)
+                async with asyncio.timeout(self._timeout_s):
+                    await pubsub.subscribe(*channels)
+                for _ in channels:  # each is confirmed; until then a message may pass unheard
+                    if await pubsub.get_message(timeout=CALL_TIMEOUT_S) is None:
+                        raise exceptions.TimeoutError("SUBSCRIBE was not answered")
                 yield None
                 while True:
                     message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=quiet_s)

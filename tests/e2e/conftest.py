@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Generator
+import subprocess
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from tests.e2e.stack import Stack
+from tests.e2e.stack import Stack, process_environment, python_module
 from tests.media.audio import PROGRAMME, RATE, Pcm, decode_file, write_audio
 
-CLIP_S = 5
+CLIP_S = 3
+LATE_FIXTURE = "processes_without_redis"
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[Any]  # noqa: ARG001 - named by pytest
+    item: pytest.Item,
+    call: pytest.CallInfo[Any],  # noqa: ARG001 - named by pytest
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the ends of all process logs beside a failure."""
     report = yield
@@ -28,6 +31,40 @@ def pytest_runtest_makereport(
             if isinstance(value, Stack):
                 report.sections.append(("process logs", value.tail()))
     return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who waits for the processes that were started first comes last."""
+    items.sort(key=lambda item: LATE_FIXTURE in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session")
+def processes_without_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """A coordinator and a supervisor that find no Redis: they try for 30 s."""
+    nowhere = tmp_path_factory.mktemp("no-redis") / "redis.sock"
+    started = {
+        module: subprocess.Popen(
+            python_module(module),
+            env=process_environment({"GUILDCAST_REDIS_URL": f"unix://{nowhere}"}),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for module in ("coordinator", "worker")
+    }
+    yield started
+    for process in started.values():
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _started_early(request: pytest.FixtureRequest) -> None:
+    """Start what takes 30 s by design while the other tests run."""
+    if any(LATE_FIXTURE in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue(LATE_FIXTURE)
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")
@@ -61,7 +98,7 @@ def programme() -> Pcm:
 
 @pytest.fixture
 def clip(running: Stack, programme: Pcm) -> Path:
-    """Five seconds of the programme that lie in the media folder."""
+    """Three seconds of the programme that lie in the media folder."""
     return write_audio(running.media / "clip.wav", programme[10 * RATE : (10 + CLIP_S) * RATE])
 
 

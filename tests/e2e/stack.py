@@ -6,8 +6,10 @@ import asyncio
 import itertools
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -25,31 +27,72 @@ from shared.store.keys import Keys
 from tests.emulator.client import EmulatorClient
 from tests.emulator.records import GuildPackets, GuildReport, SessionReport
 
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 15.0
 """For whatever must happen soon; a bound, never a measure."""
 _POLL_S = 0.05
 _TAIL_LINES = 40
 _FIRST_GUILD = 300_000_000_000_000_000
 _FIRST_CHANNEL = 400_000_000_000_000_000
-_FAULTLESS = ("lost", "duplicated", "out_of_order", "nonce_reused", "decrypt_failed") + (
-    "wrong_header",
-    "wrong_timestamp",
-    "rtp_before_speaking",
+_FAULTS = (
+    *("lost", "duplicated", "out_of_order", "nonce_reused", "decrypt_failed"),
+    *("wrong_header", "wrong_timestamp", "rtp_before_speaking"),
 )
 
 _T = TypeVar("_T")
 
 
-async def until(condition: Callable[[], Awaitable[_T]], what: str, within_s: float = PATIENCE_S) -> _T:
+async def until(
+    condition: Callable[[], Awaitable[_T]], what: str, within_s: float = PATIENCE_S, every_s: float = _POLL_S
+) -> _T:
     """Ask until the answer is truthy, and give it."""
     try:
         async with asyncio.timeout(within_s):
-            while not (found := await condition()):
-                await asyncio.sleep(_POLL_S)
+            while not (found := await condition()):  # noqa: ASYNC110 - other processes set no event of ours
+                await asyncio.sleep(every_s)
             return found
     except TimeoutError:
         raise AssertionError(f"not within {within_s:g} s: {what}") from None
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """Command line of a process of ours."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+def process_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """Environment with these settings and no others of ours."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GUILDCAST_")}
+    return kept | dict(settings)
+
+
+class Finished(NamedTuple):
+    """A process that has ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+async def run_to_end(command: Sequence[str], environment: Mapping[str, str], within_s: float = PATIENCE_S) -> Finished:
+    """Run a process; one that does not end is killed, and the test fails."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env=dict(environment),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(within_s):
+            out, err = await process.communicate()
+    except TimeoutError:
+        raise AssertionError(f"{command} did not end within {within_s:g} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return Finished(process.returncode, out.decode(), err.decode())
 
 
 class Process(NamedTuple):
@@ -157,7 +200,7 @@ class Stack:
             "GUILDCAST_WORKER_CAPACITY": "64",
             "GUILDCAST_LOG_FORMAT": "json",
             "GUILDCAST_MEDIA_DIR": str(self.media),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONASYNCIODEBUG": "",  # `make test` sets it; what is measured is the product as it runs
         } | dict(settings or {})
         self._numbers = itertools.count(1)
         self._exits = AsyncExitStack()
@@ -269,6 +312,12 @@ class Stack:
             parts += [f"--- {log.name}", *lines]
         return "\n".join(parts)
 
+    def logged(self, event: str, **fields: object) -> int:
+        """How often the processes logged an event with these values."""
+        lines = [line for log in self.logs.glob("*.log") for line in log.read_text(errors="replace").splitlines()]
+        records = [msgspec.json.decode(line) for line in lines if line.startswith("{")]
+        return sum({"event": event, **fields}.items() <= record.items() for record in records)
+
     # jobs and events
 
     def new_id(self, word: str = "job") -> str:
@@ -371,9 +420,7 @@ class Stack:
             told_by_holder = status is not None and (not worker or status.worker == worker)
             return status if status is not None and status.state == state and told_by_holder else None
 
-        found = []
-        for guild in guilds:
-            found.append(await until(lambda guild=guild: reached(guild), f"guild {guild} {state}", within_s))  # type: ignore[misc]
+        found = [await until(partial(reached, guild), f"guild {guild} {state}", within_s) for guild in guilds]
         return [status for status in found if status is not None]
 
     async def by_worker(self, guilds: Iterable[str]) -> dict[str, list[str]]:
@@ -435,7 +482,9 @@ class Stack:
     async def sessions(self, guild: str) -> list[SessionReport]:
         return (await self.heard([guild]))[guild].sessions
 
-    async def hear_more(self, guilds: Iterable[str], packets: int, within_s: float = PATIENCE_S) -> None:
+    async def hear_more(
+        self, guilds: Iterable[str], packets: int, within_s: float = PATIENCE_S, every_s: float = _POLL_S
+    ) -> None:
         """Wait until the newest session of each guild got so many more packets of sound."""
         guilds = list(guilds)
 
@@ -455,7 +504,7 @@ class Stack:
                     return False
             return True
 
-        await until(enough, f"{packets} more packets in {len(guilds)} guilds", within_s)
+        await until(enough, f"{packets} more packets in {len(guilds)} guilds", within_s, every_s)
 
     async def packets(self, guild: str) -> GuildPackets:
         return await self.discord.packets(guild)
@@ -463,7 +512,7 @@ class Stack:
 
 def faults_of(session: SessionReport) -> dict[str, int]:
     """What was wrong with the packets of a session, empty when nothing was."""
-    return {name: getattr(session, name) for name in _FAULTLESS if getattr(session, name)}
+    return {name: getattr(session, name) for name in _FAULTS if getattr(session, name)}
 
 
 def ended_cleanly(session: SessionReport) -> bool:

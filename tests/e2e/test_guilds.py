@@ -116,9 +116,7 @@ async def test_a_guild_whose_session_is_void_is_heard_again_with_new_credentials
     wanted = await stack.wait_event("guild.voice_wanted", guild=voided)
     assert wanted.close_code == 4006
     assert wanted.deadline_ms
-    await stack.do(
-        "guild.voice", guild=voided, channel=wanted.channel, voice=await stack.voice(voided, wanted.channel)
-    )
+    await stack.do("guild.voice", guild=voided, channel=wanted.channel, voice=await stack.voice(voided, wanted.channel))
     await stack.wait_state([voided], "playing")
     await stack.hear_more([voided], 25)
     first, second = await stack.sessions(voided)

@@ -130,17 +130,15 @@ async def test_guilds_hear_a_mono_mp3_of_another_rate_from_the_web(
     stack: Stack, web_server: str, programme: Pcm
 ) -> None:
     """A source of 44.1 kHz, one channel and a lossy format, fetched over HTTP, is heard like any other."""
-    sound = resampled(programme[20 * RATE : 25 * RATE], 44_100, "mono")
-    file = write_audio(
-        stack.media / "mono.mp3", sound, rate=44_100, layout="mono", codec="libmp3lame", bitrate=128_000
-    )
+    sound = resampled(programme[20 * RATE : 23 * RATE], 44_100, "mono")
+    file = write_audio(stack.media / "mono.mp3", sound, rate=44_100, layout="mono", codec="libmp3lame", bitrate=128_000)
     await assert_heard_by_all(stack, f"{web_server}/{file.name}", file)
 
 
 async def test_a_cut_is_heard_from_its_index_on_and_stops_the_publisher_before(
     stack: Stack, music: Path, tone: Pcm
 ) -> None:
-    """A publisher of a higher term replaces published frames from its first index; the one before is refused and ends."""
+    """A higher term replaces published frames from its first index on; the publisher before is refused and ends."""
     broadcast = await stack.start(music)
     guilds = await stack.join(6, broadcast)
     run = await stack.run_of(broadcast)

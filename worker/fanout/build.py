@@ -133,7 +133,9 @@ class Builder:
     def rekey(self, row: int, target: Target) -> None:
         """Go on under a new transport key: what is built under the old one and not sent yet is void."""
         voided = self._void(row)
-        self._sequences[row] -= np.uint16(voided)
+        self._sequences[row] = (int(self._sequences[row]) - voided) % 2**16
+        # Silence that was voided is owed again; a row that is on the air owes all of it anyway.
+        self._owed_silence[row] = min(SILENCE_FRAMES, int(self._owed_silence[row]) + voided)
         self._key(row, target)
         if row in self._lane_of:
             self._lane_of[row].changed = True

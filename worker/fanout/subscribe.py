@@ -63,10 +63,11 @@ class Subscriber:
         while True:
             chunk = await self._store.command("XREVRANGE", self._key, upper, "-", "COUNT", _BACK_AT_ONCE)
             found += chunk
-            oldest = self._read(*chunk[-1]) if chunk else None
-            if len(chunk) < _BACK_AT_ONCE or oldest is None or oldest.first_index <= self._due_index(oldest):
+            # The oldest that can be read: one that cannot must not end the search.
+            oldest = next(filter(None, (self._read(*one) for one in reversed(chunk))), None)
+            if len(chunk) < _BACK_AT_ONCE or (oldest and oldest.first_index <= self._due_index(oldest)):
                 break
-            upper = "(" + oldest.id
+            upper = "(" + chunk[-1][0].decode()
         self._take(list(reversed(found)))
 
     def _due_index(self, entry: FrameEntry) -> int:

@@ -1,0 +1,235 @@
+"""A worker's place in the pool: lease, record, want, reports."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import msgspec
+import pytest
+
+from shared.cli.redis_server import RedisServer
+from shared.clock import NS_PER_MS, LocalClock
+from shared.schema import event as events
+from shared.schema.event import Event
+from shared.schema.records import GuildSpec, GuildStatus, GuildWant, WorkerRecord, WorkerStats
+from shared.store.client import Store
+from shared.store.keys import Keys
+from worker.membership import LEASE_MS, Membership
+
+BOUND_S = 10.0
+GUILD_ID = "123456789012345678"
+RECORD = WorkerRecord(id="h-fanout-0-ab", name="h-fanout-0", role="fanout", host="h", capacity=9, headroom=9)
+STATUS = GuildStatus(state="playing", at=5, worker=RECORD.id, slot=3)
+
+
+class HandClock(LocalClock):
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ns = 1_000_000_000_000
+
+    def now_ns(self) -> int:
+        return self.ns
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+def member(store: Store, keys: Keys, clock: HandClock) -> Membership:
+    return Membership(store, keys, RECORD, clock)
+
+
+async def told(store: Store, keys: Keys) -> list[Event]:
+    return [events.decode(fields[events.FIELD]) for _, fields in await store.command("XRANGE", keys.events, "-", "+")]
+
+
+async def test_a_worker_that_joins_is_seen(store: Store, keys: Keys, member: Membership) -> None:
+    """Lease, record, its name among the workers, an event, and a call to the leader."""
+    async with aclosing(store.hear([keys.wake_leader], BOUND_S)) as leader:
+        assert await anext(leader) is None
+        assert not member.lease_valid
+        await member.join()
+        assert member.lease_valid
+        assert await anext(leader) == keys.wake_leader
+    assert await store.command("SMEMBERS", keys.workers) == {RECORD.id}
+    assert 0 < await store.command("PTTL", keys.lease(RECORD.id)) <= LEASE_MS
+    assert await store.command("GET", keys.lease(RECORD.id)) == RECORD.name
+    fields = await store.command("HGETALL", keys.worker(RECORD.id))
+    assert (fields["name"], fields["role"], fields["capacity"], fields["headroom"]) == (
+        "h-fanout-0",
+        "fanout",
+        "9",
+        "9",
+    )
+    assert await store.command("PTTL", keys.worker(RECORD.id)) > LEASE_MS
+    assert [(event.type, event.worker) for event in await told(store, keys)] == [("worker.up", RECORD.id)]
+
+
+async def test_a_lease_ends_without_renewal(member: Membership, clock: HandClock) -> None:
+    """By its own clock a worker knows when its guilds may have been given to another."""
+    await member.join()
+    clock.ns += LEASE_MS * NS_PER_MS - 1
+    assert member.lease_valid
+    clock.ns += 1
+    assert not member.lease_valid
+
+
+async def test_a_renewal_makes_the_lease_longer_from_when_it_was_asked_for(
+    member: Membership, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time that Redis took to answer is not added to the lease: there it runs already."""
+    await member.join()
+    store = member._store
+    transaction = store.transaction
+
+    async def slow(commands: object) -> object:
+        done = await transaction(commands)  # type: ignore[arg-type]
+        clock.ns += 1_000 * NS_PER_MS
+        return done
+
+    monkeypatch.setattr(store, "transaction", slow)
+    await member.renew(4, WorkerStats(guilds=5))
+    clock.ns += (LEASE_MS - 1_000) * NS_PER_MS - 1
+    assert member.lease_valid
+    clock.ns += 1
+    assert not member.lease_valid
+
+
+async def test_a_renewal_tells_headroom_and_figures(store: Store, keys: Keys, member: Membership) -> None:
+    """The coordinator places by what workers tell with their leases."""
+    await member.renew(4, WorkerStats(guilds=5, underruns=2))
+    fields = await store.command("HGETALL", keys.worker(RECORD.id))
+    assert fields["headroom"] == "4"
+    assert msgspec.json.decode(fields["stats"], type=WorkerStats) == WorkerStats(guilds=5, underruns=2)
+
+
+async def test_a_beat_renews_without_being_waited_for(member: Membership, clock: HandClock) -> None:
+    """The pace of the work renews the lease and is not held up by it; who waits for the lease is let go on."""
+    waiting = asyncio.create_task(member.wait_lease())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    member.beat(3, WorkerStats())
+    member.beat(3, WorkerStats())  # one is under way: no second one beside it
+    async with asyncio.timeout(BOUND_S):
+        await waiting
+    assert member.lease_valid
+    clock.ns += LEASE_MS * NS_PER_MS
+    assert not member.lease_valid
+    await member.leave()
+
+
+async def test_a_beat_without_redis_leaves_the_lease_to_run_out(keys: Keys, clock: HandClock) -> None:
+    """An absence of Redis does not end the worker, and does not make its lease longer."""
+    away = Store("unix:///nowhere/redis.sock")
+    member = Membership(away, keys, RECORD, clock)
+    member.beat(1, WorkerStats())
+    async with asyncio.timeout(BOUND_S):
+        assert member._beating is not None
+        await member._beating
+    assert not member.lease_valid
+    await away.close()
+
+
+def want(generation: int, broadcast: str = "news") -> str:
+    spec = GuildSpec(bot="main", guild=GUILD_ID, channel=GUILD_ID, broadcast=broadcast)
+    return msgspec.json.encode(GuildWant(generation=generation, spec=spec)).decode()
+
+
+async def test_a_worker_looks_at_once_and_on_every_call(store: Store, keys: Keys, member: Membership) -> None:
+    """What stands in `want` is told at the start, then when the worker is called, and when all are."""
+    await store.command("HSET", keys.want(RECORD.id), "guild:main:1", want(1))
+    async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):  # type: ignore[type-var]
+        assert {name: one.generation for name, one in (await anext(looks)).items()} == {"guild:main:1": 1}
+        for generation, channel in ((2, keys.wake(RECORD.id)), (3, keys.wake_all)):
+            await store.command("HSET", keys.want(RECORD.id), "guild:main:1", want(generation))
+            await store.command("PUBLISH", channel, "look")
+            assert (await anext(looks))["guild:main:1"].generation == generation
+
+
+async def test_a_worker_looks_without_a_call_too(
+    store: Store, keys: Keys, member: Membership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that was missed costs time and nothing else."""
+    monkeypatch.setattr("worker.membership.LOOK_EVERY_S", 0.05)
+    async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):  # type: ignore[type-var]
+        assert await anext(looks) == {}
+        await store.command("HSET", keys.want(RECORD.id), "guild:main:1", want(1))
+        while not await anext(looks):
+            pass
+
+
+async def test_a_worker_looks_again_after_an_outage(
+    own_redis_server: RedisServer, keys: Keys, clock: HandClock
+) -> None:
+    """When Redis is back, `want` is read anew."""
+    store = Store(own_redis_server.url)
+    writer = store.sibling()
+    member = Membership(store, keys, RECORD, clock)
+    async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):  # type: ignore[type-var]
+        assert await anext(looks) == {}
+        own_redis_server.stop()
+        own_redis_server.start()
+        await writer.command("HSET", keys.want(RECORD.id), "guild:main:1", want(1))
+        while not await anext(looks):
+            pass
+    await writer.close()
+    await store.close()
+
+
+async def test_an_entry_that_cannot_be_read_costs_no_other(store: Store, keys: Keys, member: Membership) -> None:
+    """One guild of a later version does not take the worker from all."""
+    await store.command("HSET", keys.want(RECORD.id), "guild:main:1", want(1), "guild:main:2", '{"generation":"x"}')
+    async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):  # type: ignore[type-var]
+        assert "guild:main:1" in await anext(looks)
+
+
+async def test_a_report_stands_in_the_record_and_is_told(store: Store, keys: Keys, member: Membership) -> None:
+    """Under the generation in force a status is written, and its event with it."""
+    key = keys.guild("main", GUILD_ID)
+    await store.command("HSET", key, "generation", 7)
+    assert await member.report(key, 7, STATUS, Event(type="guild.playing", at=5, guild=GUILD_ID))
+    assert msgspec.json.decode(await store.command("HGET", key, "status"), type=GuildStatus) == STATUS
+    assert [event.type for event in await told(store, keys)] == ["guild.playing"]
+    assert await member.report(key, 7, STATUS, None)
+    assert len(await told(store, keys)) == 1
+
+
+@pytest.mark.parametrize("standing", ["8", "70", "0", None])
+async def test_a_report_under_another_generation_changes_nothing(
+    store: Store, keys: Keys, member: Membership, standing: str | None
+) -> None:
+    """A worker whose guild was given to another, or that left, has no say in it."""
+    key = keys.guild("main", GUILD_ID)
+    if standing is not None:
+        await store.command("HSET", key, "generation", standing, "status", "as it was")
+    assert not await member.report(key, 7, STATUS, Event(type="guild.playing", at=5))
+    assert await store.command("HGET", key, "status") == ("as it was" if standing else None)
+    assert await store.command("EXISTS", key) == (standing is not None)
+    assert await told(store, keys) == []
+
+
+async def test_a_worker_that_leaves_says_so(store: Store, keys: Keys, member: Membership) -> None:
+    """No lease any more, the record says gone, and the leader is called: nobody waits for the lease to run out."""
+    await member.join()
+    async with aclosing(store.hear([keys.wake_leader], BOUND_S)) as leader:
+        assert await anext(leader) is None
+        await member.leave()
+        assert await anext(leader) == keys.wake_leader
+    assert not member.lease_valid
+    assert await store.command("EXISTS", keys.lease(RECORD.id)) == 0
+    assert await store.command("HMGET", keys.worker(RECORD.id), "gone", "headroom") == ["true", "0"]
+
+
+async def test_a_beat_under_way_does_not_bring_back_who_leaves(store: Store, keys: Keys, member: Membership) -> None:
+    """Leaving waits for the last renewal, so that the lease does not come after the goodbye."""
+    await member.join()
+    member.beat(5, WorkerStats())
+    await member.leave()
+    assert await store.command("EXISTS", keys.lease(RECORD.id)) == 0
+    assert await store.command("HGET", keys.worker(RECORD.id), "gone") == "true"
+    assert not member.lease_valid

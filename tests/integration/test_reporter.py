@@ -1,0 +1,147 @@
+"""Reports: the newest of each record, written when Redis is there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import redis
+from structlog.testing import capture_logs
+
+from shared.cli.redis_server import RedisServer
+from shared.clock import LocalClock
+from shared.schema import event as events
+from shared.schema.event import Event
+from shared.schema.records import GuildState, GuildStatus, WorkerRecord
+from shared.store.client import Store
+from shared.store.keys import Keys
+from worker.membership import Membership
+from worker.reporter import Reporter
+
+BOUND_S = 10.0
+RECORD = WorkerRecord(id="w", name="w", role="fanout", host="h", capacity=9, headroom=9)
+
+
+@asynccontextmanager
+async def running(reporter: Reporter) -> AsyncIterator[None]:
+    task = asyncio.create_task(reporter.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def tell(reporter: Reporter, key: str, state: GuildState, at: int, generation: int = 7) -> None:
+    event = Event(type=f"guild.{state}", at=at, generation=generation)  # type: ignore[arg-type]
+    reporter.tell(key, generation, GuildStatus(state=state, at=at), event)
+
+
+async def status(store: Store, key: str) -> GuildStatus | None:
+    found = await store.command("HGET", key, "status")
+    return msgspec.json.decode(found, type=GuildStatus) if found else None
+
+
+async def told(store: Store, keys: Keys) -> list[str]:
+    return [
+        events.decode(fields[events.FIELD]).type for _, fields in await store.command("XRANGE", keys.events, "-", "+")
+    ]
+
+
+async def test_the_newest_state_of_each_record_is_written(store: Store, keys: Keys) -> None:
+    """What was overtaken before it could be written is not written; each record has its own newest."""
+    reporter = Reporter(Membership(store, keys, RECORD, LocalClock()))
+    one, other = keys.guild("main", "1"), keys.guild("main", "2")
+    for key in (one, other):
+        await store.command("HSET", key, "generation", 7)
+    tell(reporter, one, "connecting", 1)
+    tell(reporter, other, "connecting", 2)
+    tell(reporter, one, "playing", 3)
+    async with running(reporter):
+        await reporter.flushed(BOUND_S)
+    assert await status(store, one) == GuildStatus(state="playing", at=3)
+    assert await status(store, other) == GuildStatus(state="connecting", at=2)
+    assert await told(store, keys) == ["guild.connecting", "guild.playing"]
+
+
+async def test_states_are_written_as_they_come(store: Store, keys: Keys) -> None:
+    """After one was written the next one is, too."""
+    reporter = Reporter(Membership(store, keys, RECORD, LocalClock()))
+    key = keys.guild("main", "1")
+    await store.command("HSET", key, "generation", 7)
+    async with running(reporter):
+        tell(reporter, key, "connecting", 1)
+        await reporter.flushed(BOUND_S)
+        tell(reporter, key, "playing", 2)
+        await reporter.flushed(BOUND_S)
+    assert await told(store, keys) == ["guild.connecting", "guild.playing"]
+
+
+async def test_a_state_told_while_another_is_being_written_is_written(store: Store, keys: Keys) -> None:
+    """What comes in the middle of a write is newer than it, and is not lost with it."""
+    reporter = Reporter(Membership(store, keys, RECORD, LocalClock()))
+    key = keys.guild("main", "1")
+    await store.command("HSET", key, "generation", 7)
+    async with running(reporter):
+        for number in range(200):
+            tell(reporter, key, "playing" if number % 2 else "idle", number)
+            await asyncio.sleep(0)
+        await reporter.flushed(BOUND_S)
+    assert await status(store, key) == GuildStatus(state="playing", at=199)
+
+
+async def test_a_report_of_an_older_generation_holds_up_no_other(store: Store, keys: Keys) -> None:
+    """What is refused is dropped, and the next is written."""
+    reporter = Reporter(Membership(store, keys, RECORD, LocalClock()))
+    lost, held = keys.guild("main", "1"), keys.guild("main", "2")
+    for key in (lost, held):
+        await store.command("HSET", key, "generation", 7)
+    tell(reporter, lost, "playing", 1, generation=6)
+    tell(reporter, held, "playing", 2)
+    async with running(reporter):
+        await reporter.flushed(BOUND_S)
+    assert await status(store, lost) is None
+    assert await status(store, held) == GuildStatus(state="playing", at=2)
+
+
+async def test_reports_wait_out_an_absence_of_redis(own_redis_server: RedisServer, keys: Keys) -> None:
+    """While Redis is away the newest state of each record is kept; it is written when Redis is back."""
+    store = Store(own_redis_server.url)
+    reporter = Reporter(Membership(store, keys, RECORD, LocalClock()))
+    key = keys.guild("main", "1")
+    with capture_logs() as lines:
+        async with running(reporter), asyncio.timeout(BOUND_S):
+            own_redis_server.stop()
+            tell(reporter, key, "connecting", 1)
+            while not any(line["event"] == "report.delayed" for line in lines):  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.002)
+            tell(reporter, key, "playing", 2)
+            own_redis_server.start()
+            with redis.Redis.from_url(own_redis_server.url) as direct:  # before the reporter's next try: no await
+                direct.hset(key, "generation", 7)
+            await reporter.flushed(BOUND_S)
+            assert await status(store, key) == GuildStatus(state="playing", at=2)
+            assert await told(store, keys) == ["guild.playing"]
+    await store.close()
+
+
+async def test_who_waits_for_the_last_report_waits_for_a_bounded_time(keys: Keys) -> None:
+    """A worker that stops while Redis is away stops all the same."""
+    away = Store("unix:///nowhere/redis.sock")
+    reporter = Reporter(Membership(away, keys, RECORD, LocalClock()))
+    tell(reporter, keys.guild("main", "1"), "idle", 1)
+    with capture_logs() as lines:
+        async with running(reporter), asyncio.timeout(BOUND_S):
+            await reporter.flushed(0.05)
+    assert any(line["event"] == "report.given_up" for line in lines)
+    await away.close()
+
+
+async def test_nothing_told_is_flushed(store: Store, keys: Keys) -> None:
+    """Who has nothing to tell waits for nothing."""
+    reporter = Reporter(Membership(store, keys, RECORD, LocalClock()))
+    with capture_logs() as lines:
+        await reporter.flushed(0.0)
+    assert lines == []

@@ -1,0 +1,479 @@
+"""Building: three counters, five frames of silence, no (key, nonce) pair twice. Packets are opened by other code."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt
+
+from shared.errors import VoiceError
+from shared.protocol.transport_crypto import AES_GCM, XCHACHA, new_sealer
+from worker.fanout.build import Builder, Lane, Target
+from worker.fanout.rows import LAYOUT, PACKET_BYTES, RING_TICKS, RowTable
+
+ROWS = 4
+SILENCE = b"\xf8\xff\xfe"
+START = 85_000_000_000
+"""A tick of our days, whose RTP timestamps are beyond 32 bits."""
+
+
+class Packet(NamedTuple):
+    """One packet as a receiver sees it."""
+
+    sequence: int
+    timestamp: int
+    ssrc: int
+    counter: int
+    frame: bytes
+
+
+class Connection:
+    """One row and the receiver's view of it, which knows keys and modes by itself."""
+
+    def __init__(self, rig: Rig, mode: str = AES_GCM, ssrc: int = 7, socket_number: int = 0) -> None:
+        self._rig = rig
+        self.mode = mode
+        self.ssrc = ssrc
+        self.socket_number = socket_number
+        self.key = os.urandom(32)
+        self.row = rig.builder.open(self.target())
+
+    def target(self) -> Target:
+        return Target(self.ssrc, ("192.0.2.1", 50_000), self.socket_number, self.mode, new_sealer(self.mode, self.key))
+
+    def rekey(self) -> None:
+        self.key = os.urandom(32)
+        self._rig.builder.rekey(self.row, self.target())
+
+    def packet(self, tick: int) -> Packet | None:
+        """What is built for a tick, or None."""
+        table, ring = self._rig.table, tick % RING_TICKS
+        if table.due[ring, self.row] != tick:
+            return None
+        data = table.packets[ring, self.row, : table.length[ring, self.row]].tobytes()
+        flags, payload_type, sequence, timestamp, ssrc = struct.unpack(">BBHII", data[:12])
+        assert (flags, payload_type) == (0x80, 120)
+        header, sealed, suffix = data[:12], data[12:-4], data[-4:]
+        if self.mode == AES_GCM:
+            frame = AESGCM(self.key).decrypt(suffix + bytes(8), sealed, header)
+        else:
+            frame = crypto_aead_xchacha20poly1305_ietf_decrypt(sealed, header, suffix + bytes(20), self.key)
+        return Packet(sequence, timestamp, ssrc, int.from_bytes(suffix, "big"), frame)
+
+    def must(self, tick: int) -> Packet:
+        packet = self.packet(tick)
+        assert packet is not None
+        return packet
+
+
+class Rig:
+    """A builder over real shared memory, with one lane that plays what the test puts into `frames`."""
+
+    def __init__(self) -> None:
+        self.table = RowTable(ROWS)
+        self.builder = Builder(self.table)
+        self.frames: dict[int, bytes] = {}
+        self.lane = self.new_lane(self.frames)
+        self.table.sent_tick[:] = START - 1
+
+    def new_lane(self, frames: dict[int, bytes]) -> Lane:
+        lane = Lane(frame_at=frames.get)
+        self.builder.lanes.append(lane)
+        return lane
+
+    def connect(self, mode: str = AES_GCM, ssrc: int = 7, socket_number: int = 0, *, tuned: bool = True) -> Connection:
+        connection = Connection(self, mode, ssrc, socket_number)
+        if tuned:
+            self.builder.tune(connection.row, self.lane)
+        return connection
+
+    def play(self, *ticks: int) -> None:
+        """Put a frame on the air for each tick and build it."""
+        for tick in ticks:
+            self.frames[tick] = b"frame %d" % tick
+            self.builder.build(tick)
+
+    def sent(self, tick: int) -> None:
+        """The sender is through with a tick."""
+        self.table.sent_tick[:] = tick
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    made = Rig()
+    yield made
+    made.table.close()
+
+
+def span(first: int, number: int) -> range:
+    return range(START + first, START + first + number)
+
+
+@pytest.mark.parametrize("mode", [AES_GCM, XCHACHA])
+def test_a_packet_is_opened_by_its_receiver(rig: Rig, mode: str) -> None:
+    """Header, frame and counter stand where the voice protocol has them, for either mode."""
+    connection = rig.connect(mode, ssrc=0xDEADBEEF)
+    rig.play(START)
+    packet = connection.must(START)
+    assert (packet.ssrc, packet.frame) == (0xDEADBEEF, b"frame %d" % START)
+    assert packet.sequence <= 2**15
+
+
+def test_nothing_is_built_for_a_row_that_is_not_tuned(rig: Rig) -> None:
+    """A connection is silent until it is tuned."""
+    connection = rig.connect(tuned=False)
+    rig.play(START)
+    assert connection.packet(START) is None
+
+
+def test_sequence_goes_up_by_one_per_packet_and_timestamp_by_960_per_tick(rig: Rig) -> None:
+    """A tick without a packet moves the timestamp and not the sequence."""
+    connection = rig.connect()
+    ticks = [START, START + 1, START + 2, START + 6, START + 7]  # 3 to 5 were skipped: the worker was late
+    packets = []
+    for tick in ticks:
+        rig.play(tick)
+        packets.append(connection.must(tick))
+    first = packets[0]
+    assert [(one.sequence - first.sequence) % 2**16 for one in packets] == [0, 1, 2, 3, 4]
+    assert [(one.timestamp - first.timestamp) % 2**32 for one in packets] == [0, 960, 1_920, 5_760, 6_720]
+
+
+def test_timestamps_go_on_over_silence(rig: Rig) -> None:
+    """Ticks on which nothing is on the air count, too."""
+    connection = rig.connect()
+    rig.play(START)
+    first = connection.must(START)
+    for tick in span(1, 100):
+        rig.builder.build(tick)
+    rig.play(START + 101)
+    again = connection.must(START + 101)
+    assert (again.timestamp - first.timestamp) % 2**32 == 101 * 960
+    assert (again.sequence - first.sequence) % 2**16 == 6
+
+
+def test_the_sequence_wraps(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 65535 comes 0, without a word."""
+    monkeypatch.setattr("worker.fanout.build.secrets.randbelow", lambda _limit: 65_534)
+    connection = rig.connect()
+    sequences = []
+    for tick in span(0, 4):
+        rig.play(tick)
+        sequences.append(connection.must(tick).sequence)
+    assert sequences == [65_535, 0, 1, 2]
+
+
+def test_the_timestamp_wraps(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timestamps are taken modulo 2^32, wherever they begin."""
+    base = (-START * 960 - 960) % 2**32
+    monkeypatch.setattr("worker.fanout.build.secrets.randbits", lambda _bits: base)
+    connection = rig.connect()
+    rig.play(START, START + 1)
+    assert connection.must(START).timestamp == 2**32 - 960
+    assert connection.must(START + 1).timestamp == 0
+
+
+@pytest.mark.parametrize("mode", [AES_GCM, XCHACHA])
+def test_no_nonce_is_used_twice_under_a_key(rig: Rig, mode: str) -> None:
+    """Frames, silence, pauses and tuning: each packet has a counter of its own, one above the last."""
+    connection = rig.connect(mode)
+    other = rig.new_lane(dict.fromkeys(span(30, 10), b"other"))
+    counters = []
+    for tick in span(0, 60):
+        if tick == START + 30:
+            rig.builder.tune(connection.row, other)
+        if tick == START + 50:
+            rig.builder.tune(connection.row, None)
+        if tick < START + 10 or tick % 7 == 0:
+            rig.frames[tick] = b"x"
+        rig.builder.build(tick)
+        packet = connection.packet(tick)
+        if packet is not None:
+            counters.append(packet.counter)
+    assert len(counters) > 20
+    assert counters == list(range(counters[0], counters[0] + len(counters)))
+
+
+def test_a_new_key_begins_anew(rig: Rig) -> None:
+    """A counter belongs to its key: under a new one it starts over, and packets open with the new key only."""
+    connection = rig.connect()
+    rig.play(*span(0, 3))
+    first_counter = connection.must(START).counter
+    rig.sent(START + 2)
+    connection.rekey()
+    rig.play(START + 3)
+    assert connection.must(START + 3).counter == first_counter
+
+
+def test_a_new_key_voids_what_was_built_under_the_old_one(rig: Rig) -> None:
+    """Nothing leaves under a key that the receiver has given up; the sequence goes back, so that nothing is missing."""
+    connection = rig.connect()
+    rig.play(*span(0, 5))
+    last_sent = connection.must(START + 1)
+    rig.sent(START + 1)
+    connection.rekey()
+    assert [connection.packet(tick) for tick in span(2, 3)] == [None] * 3
+    rig.play(START + 5)
+    after = connection.must(START + 5)
+    assert after.sequence == (last_sent.sequence + 1) % 2**16
+    assert (after.timestamp - last_sent.timestamp) % 2**32 == 4 * 960
+
+
+def test_what_was_sent_under_the_old_key_is_not_void(rig: Rig) -> None:
+    """Sequence numbers that are out are never used again."""
+    connection = rig.connect()
+    rig.play(*span(0, 5))
+    last = connection.must(START + 4)
+    rig.sent(START + 4)
+    connection.rekey()
+    rig.play(START + 5)
+    assert connection.must(START + 5).sequence == (last.sequence + 1) % 2**16
+
+
+def test_a_sequence_goes_back_over_its_wrap(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Voiding packets just after the wrap leads back before it."""
+    monkeypatch.setattr("worker.fanout.build.secrets.randbelow", lambda _limit: 65_533)
+    connection = rig.connect()
+    rig.play(*span(0, 4))  # 65534, 65535, 0, 1
+    rig.sent(START)
+    connection.rekey()
+    rig.play(START + 4)
+    assert connection.must(START + 4).sequence == 65_535
+
+
+def test_silence_that_a_new_key_voided_is_owed_again(rig: Rig) -> None:
+    """A receiver hears five frames of silence, whatever was thrown away on the way."""
+    connection = rig.connect()
+    rig.play(START)
+    for tick in span(1, 4):
+        rig.builder.build(tick)
+    rig.sent(START + 1)  # one frame of silence has left, three are void
+    connection.rekey()
+    heard = []
+    for tick in span(5, 10):
+        rig.builder.build(tick)
+        heard += frames_of(connection, range(tick, tick + 1))
+    assert heard == [SILENCE] * 4 + [None] * 6
+
+
+def test_a_new_key_of_one_touches_no_other(rig: Rig) -> None:
+    """Guilds share lanes, not fates."""
+    one, other = rig.connect(ssrc=1), rig.connect(ssrc=2)
+    rig.play(*span(0, 3))
+    before = other.must(START + 2)
+    one.rekey()
+    assert other.must(START + 2) == before
+    rig.play(START + 3)
+    after = other.must(START + 3)
+    assert (after.sequence, after.counter) == ((before.sequence + 1) % 2**16, before.counter + 1)
+
+
+def frames_of(connection: Connection, ticks: range) -> list[bytes | None]:
+    return [packet and packet.frame for packet in map(connection.packet, ticks)]
+
+
+def test_five_frames_of_silence_end_what_was_on_the_air_then_nothing_comes(rig: Rig) -> None:
+    """A receiver must not take an end for a loss."""
+    connection = rig.connect()
+    rig.play(START)
+    heard = []
+    for tick in span(1, 20):
+        rig.builder.build(tick)
+        heard += frames_of(connection, range(tick, tick + 1))
+    assert heard == [SILENCE] * 5 + [None] * 15
+
+
+def test_silence_is_owed_anew_after_each_piece(rig: Rig) -> None:
+    """A gap of two frames has two frames of silence; the next gap has its own five."""
+    connection = rig.connect()
+    on_air = [*span(0, 2), *span(4, 1)]
+    heard = []
+    for tick in span(0, 12):
+        if tick in on_air:
+            rig.frames[tick] = b"x"
+        rig.builder.build(tick)
+        heard += frames_of(connection, range(tick, tick + 1))
+    assert heard == [b"x"] * 2 + [SILENCE] * 2 + [b"x"] + [SILENCE] * 5 + [None] * 2
+
+
+def test_a_row_that_never_played_owes_no_silence(rig: Rig) -> None:
+    """Silence ends something, or is not sent."""
+    connection = rig.connect()
+    rig.builder.build(START)
+    assert connection.packet(START) is None
+    rig.builder.tune(connection.row, None)
+    rig.builder.build(START + 1)
+    assert connection.packet(START + 1) is None
+    assert rig.builder.silent(connection.row)
+
+
+def test_a_row_that_leaves_ends_with_silence_while_others_play_on(rig: Rig) -> None:
+    """Leaving is an end of one guild, not of the lane; it is over when all has been sent."""
+    leaving, staying = rig.connect(ssrc=1), rig.connect(ssrc=2)
+    rig.play(START)
+    rig.builder.tune(leaving.row, None)
+    heard: list[bytes | None] = []
+    for tick in span(1, 7):
+        rig.play(tick)
+        heard += frames_of(leaving, range(tick, tick + 1))
+        assert staying.must(tick).frame == b"frame %d" % tick
+        rig.sent(tick - 1)
+        if tick <= START + 5:
+            assert not rig.builder.silent(leaving.row)
+    assert heard == [SILENCE] * 5 + [None] * 2
+    rig.sent(START + 7)
+    assert rig.builder.silent(leaving.row)
+    assert not rig.builder.silent(staying.row) or rig.table.sent_tick[0] >= START + 7
+
+
+def test_a_row_is_not_silent_before_its_last_packet_was_sent(rig: Rig) -> None:
+    """Silence that was built and has not left yet is still owed to the receiver."""
+    connection = rig.connect()
+    rig.play(START)
+    rig.builder.tune(connection.row, None)
+    for tick in span(1, 5):
+        rig.builder.build(tick)
+    rig.sent(START + 4)
+    assert not rig.builder.silent(connection.row)
+    rig.sent(START + 5)
+    assert rig.builder.silent(connection.row)
+
+
+def test_a_late_row_plays_what_the_others_play(rig: Rig) -> None:
+    """Whoever joins a lane hears the frame of the tick, with counters of its own."""
+    early = rig.connect(ssrc=1)
+    rig.play(*span(0, 3))
+    late = rig.connect(ssrc=2)
+    rig.play(START + 3)
+    assert late.must(START + 3).frame == early.must(START + 3).frame
+    assert late.must(START + 3).counter == early.must(START).counter
+    assert late.packet(START + 2) is None
+
+
+def test_two_modes_play_in_one_lane(rig: Rig) -> None:
+    """A lane is what is heard; how it is sealed is each connection's own."""
+    one, other = rig.connect(AES_GCM, ssrc=1), rig.connect(XCHACHA, ssrc=2)
+    rig.play(*span(0, 3))
+    for tick in span(0, 3):
+        assert one.must(tick).frame == other.must(tick).frame == b"frame %d" % tick
+
+
+def test_a_change_of_lane_changes_no_counter(rig: Rig) -> None:
+    """Switching programmes is heard, not seen: sequence, timestamp and counter go on."""
+    connection = rig.connect()
+    rig.play(START)
+    other = rig.new_lane({START + 1: b"other"})
+    rig.builder.tune(connection.row, other)
+    rig.play(START + 1)
+    before, after = connection.must(START), connection.must(START + 1)
+    assert after.frame == b"other"
+    assert (after.sequence, after.counter) == ((before.sequence + 1) % 2**16, before.counter + 1)
+    assert (after.timestamp - before.timestamp) % 2**32 == 960
+
+
+def test_a_closed_row_has_nothing_to_send(rig: Rig) -> None:
+    """What is built and not sent yet is void, and nothing is built any more."""
+    connection = rig.connect()
+    rig.play(*span(0, 3))
+    rig.sent(START)
+    layout = int(rig.table.head[LAYOUT])
+    rig.builder.close(connection.row)
+    assert not rig.table.active[connection.row]
+    assert rig.table.head[LAYOUT] != layout
+    rig.play(START + 3)
+    assert [connection.packet(tick) for tick in span(1, 3)] == [None] * 3
+
+
+def test_a_row_rests_for_a_second_before_it_is_used_again(rig: Rig) -> None:
+    """The sender must not mix a row's old and its next connection."""
+    connections = [rig.connect(ssrc=number) for number in range(ROWS)]
+    rig.play(START)
+    rig.builder.close(connections[2].row)
+    for tick in span(1, 49):
+        rig.builder.build(tick)
+        with pytest.raises(VoiceError):
+            rig.connect()
+    rig.builder.build(START + 50)
+    again = rig.connect(ssrc=9)
+    assert again.row == connections[2].row
+    rig.play(START + 51)
+    assert again.must(START + 51).ssrc == 9
+
+
+def test_more_connections_than_rows_are_refused(rig: Rig) -> None:
+    """A full worker says so; the connections it has are not touched."""
+    held = [rig.connect(ssrc=number) for number in range(ROWS)]
+    with pytest.raises(VoiceError):
+        rig.connect()
+    rig.play(START)
+    assert len({connection.must(START).ssrc for connection in held}) == ROWS
+
+
+def test_the_longest_frame_fits_with_its_encryption(rig: Rig) -> None:
+    """Opus makes 1275 bytes at most, end-to-end encryption adds few."""
+    connection = rig.connect()
+    rig.frames[START] = bytes(1_275 + 37)
+    rig.builder.build(START)
+    assert connection.must(START).frame == bytes(1_275 + 37)
+
+
+def test_a_frame_that_does_not_fit_is_refused_and_spoils_nothing(rig: Rig) -> None:
+    """Neither the neighbour's row nor a counter is touched by what cannot be sent."""
+    one, other = rig.connect(ssrc=1), rig.connect(ssrc=2)
+    rig.play(START)
+    rig.frames[START + 1] = bytes(PACKET_BYTES - 12 - 16 - 4 + 1)
+    with pytest.raises(ValueError, match="does not fit"):
+        rig.builder.build(START + 1)
+    assert one.packet(START + 1) is None
+    rig.play(START + 2)
+    for connection in (one, other):
+        before, after = connection.must(START), connection.must(START + 2)
+        assert (after.sequence, after.counter) == ((before.sequence + 1) % 2**16, before.counter + 1)
+
+
+def test_a_nearly_spent_counter_is_told_in_time(rig: Rig) -> None:
+    """A session is made anew hours before its nonces run out, and never after."""
+    one, other = rig.connect(ssrc=1), rig.connect(ssrc=2)
+    rig.play(START)
+    assert rig.builder.worn_out() == []
+    rig.builder._nonce_counters[other.row] = 2**32 - 50 * 3_600
+    assert rig.builder.worn_out() == [other.row]
+    rig.play(START + 1)
+    assert one.must(START + 1).counter < other.must(START + 1).counter
+    other.rekey()
+    assert rig.builder.worn_out() == []
+
+
+def test_connections_are_spread_over_slots_and_keep_theirs(rig: Rig) -> None:
+    """A connection owns a slot; it never changes while it lives."""
+    connections = [rig.connect(ssrc=number, socket_number=number % 2) for number in range(ROWS)]
+    slots = [rig.builder.slot_of(connection.row) for connection in connections]
+    rig.play(*span(0, 3))
+    connections[0].rekey()
+    rig.builder.close(connections[1].row)
+    rig.builder.tune(connections[2].row, None)
+    assert [rig.builder.slot_of(connections[number].row) for number in (0, 2, 3)] == [slots[0], slots[2], slots[3]]
+
+
+def test_an_address_is_a_sockaddr(rig: Rig) -> None:
+    """The sender hands the kernel the bytes that stand in the row."""
+    connection = rig.connect()
+    assert rig.table.address[connection.row].tobytes() == (
+        struct.pack("=H", 2) + struct.pack(">H", 50_000) + bytes([192, 0, 2, 1]) + bytes(8)
+    )
+
+
+def test_building_leaves_nothing_behind_in_other_rows(rig: Rig) -> None:
+    """A packet is written within its row and below its length."""
+    connection = rig.connect()
+    others = np.arange(ROWS) != connection.row
+    rig.play(START)
+    ring = START % RING_TICKS
+    assert not rig.table.packets[:, others].any()
+    assert not rig.table.packets[ring, connection.row, rig.table.length[ring, connection.row] :].any()

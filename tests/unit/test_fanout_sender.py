@@ -1,0 +1,393 @@
+"""The sender, as a process of its own: what is built for a tick leaves in that tick, or never."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from shared.clock import LocalClock
+from shared.protocol.transport_crypto import AES_GCM, new_sealer
+from worker.fanout.build import Builder, Lane, Target
+from worker.fanout.grid import tick_at
+from worker.fanout.rows import CLOCK_OFFSET_NS, DROPPED, RING_TICKS, SENDER_ERRNO, SENT, SKIPPED, RowTable
+from worker.fanout.sending import SenderProcess
+
+BOUND_S = 10.0
+LOOPBACK = "127.0.0.1"
+ROWS = 8
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition, not for a time; fail if it never comes."""
+    async with asyncio.timeout(BOUND_S):
+        while not condition():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.002)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has reaped yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class Heard(NamedTuple):
+    """One packet as it arrived."""
+
+    ssrc: int
+    timestamp: int
+    sequence: int
+    port: int
+
+
+class Rig:
+    """A worker's side of the sender, and a socket that hears everything."""
+
+    def __init__(self, clock_error: str = "0,0") -> None:
+        self.ear = self.new_socket()
+        self.table = RowTable(ROWS)
+        self.builder = Builder(self.table)
+        self.on_air: set[int] = set()
+        self.lane = Lane(frame_at=lambda tick: b"frame" if tick in self.on_air else None)
+        self.builder.lanes.append(self.lane)
+        self.sender = SenderProcess(self.table, clock_error)
+        self.clock = LocalClock(*(float(part) for part in clock_error.split(",")))
+        self.sockets: list[socket.socket] = []
+        self.dropped = 0
+        self._ssrc = 0
+        self._watching: asyncio.Task[None] | None = None
+
+    @staticmethod
+    def new_socket() -> socket.socket:
+        one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        one.bind((LOOPBACK, 0))
+        return one
+
+    def add_socket(self) -> int:
+        """Hand a socket over; returns its port."""
+        self.sockets.append(self.new_socket())
+        self.sender.add_socket(self.sockets[-1])
+        return self.port_of(len(self.sockets) - 1)
+
+    def port_of(self, number: int) -> int:
+        return int(self.sockets[number].getsockname()[1])
+
+    def connect(self, socket_number: int = 0, remote: tuple[str, int] | None = None) -> int:
+        """Open a row on the lane; returns its SSRC, which is its number plus one."""
+        self._ssrc += 1
+        seal = new_sealer(AES_GCM, bytes(32))
+        address = remote or self.ear.getsockname()
+        row = self.builder.open(Target(self._ssrc, address, socket_number, AES_GCM, seal))
+        self.builder.tune(row, self.lane)
+        return self._ssrc
+
+    async def start(self) -> None:
+        await self.sender.start()
+        self._watching = asyncio.create_task(self.sender.watch())
+        await self.runs()
+
+    async def runs(self) -> None:
+        """Wait until the sender goes through its ticks, those of all slots."""
+        tick = self.now
+        await until(lambda: int(self.table.sent_tick.min()) > tick)
+
+    @property
+    def now(self) -> int:
+        """Tick that lies on the common clock now."""
+        return tick_at(self.clock.now_ns() + int(self.table.head[CLOCK_OFFSET_NS]))
+
+    def build(self, first: int, number: int) -> None:
+        for tick in range(first, first + number):
+            self.on_air = {tick}
+            self.builder.build(tick)
+
+    def hear(self) -> list[Heard]:
+        """All that has arrived."""
+        heard = []
+        with suppress(BlockingIOError):
+            while True:
+                data, (_, port) = self.ear.recvfrom(2_048)
+                _, _, sequence, timestamp, ssrc = struct.unpack(">BBHII", data[:12])
+                heard.append(Heard(ssrc, timestamp, sequence, port))
+        return heard
+
+    async def through(self, tick: int) -> None:
+        """Wait until the sender is through with a tick."""
+        await until(lambda: int(self.table.sent_tick.min()) >= tick)
+
+    async def burst(self, number: int = 4) -> list[Heard]:
+        """Build some ticks in time and return what arrives of them; again if the machine was too slow to count."""
+        for _ in range(20):
+            self.hear()
+            skipped, dropped = int(self.table.counters[SKIPPED]), int(self.table.counters[DROPPED])
+            first = self.now + 3
+            self.build(first, number)
+            in_time = self.now < first - 1
+            await self.through(first + number + 1)
+            if in_time and int(self.table.counters[SKIPPED]) == skipped:
+                self.dropped = int(self.table.counters[DROPPED]) - dropped
+                return self.hear()
+        raise AssertionError("this machine never kept the pace")
+
+    async def stop(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        await self.sender.stop()
+
+    async def close(self) -> None:
+        await self.stop()
+        for one in (self.ear, *self.sockets):
+            one.close()
+        self.table.close()
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    made = Rig()
+    made.add_socket()
+    yield made
+    await made.close()
+
+
+async def test_what_is_built_ahead_arrives_in_order_and_once(rig: Rig) -> None:
+    """Each packet leaves in its tick: four ticks, four packets, in the order of time."""
+    ssrc = rig.connect()
+    await rig.start()
+    sent = int(rig.table.counters[SENT])
+    heard = await rig.burst(4)
+    assert [one.ssrc for one in heard] == [ssrc] * 4
+    assert [(one.timestamp - heard[0].timestamp) % 2**32 for one in heard] == [0, 960, 1_920, 2_880]
+    assert [(one.sequence - heard[0].sequence) % 2**16 for one in heard] == [0, 1, 2, 3]
+    assert int(rig.table.counters[SENT]) >= sent + 4
+    assert int(rig.table.lateness.sum()) == int(rig.table.counters[SENT])
+
+
+async def test_no_packet_leaves_before_its_tick(rig: Rig) -> None:
+    """What is built ahead waits: nothing has left while its tick is still to come."""
+    rig.connect()
+    await rig.start()
+    looks = 0
+    for _ in range(4):
+        first = rig.now + 6
+        rig.build(first, 1)
+        while rig.now < first - 1:
+            heard = rig.hear()
+            if rig.now < first - 1:  # looked in time
+                assert not heard
+                looks += 1
+            await asyncio.sleep(0.002)
+        await rig.through(first)
+        rig.hear()
+    assert looks
+
+
+async def test_each_row_leaves_by_its_own_socket(rig: Rig) -> None:
+    """A connection's packets come from the port that its server knows, sockets added late included."""
+    first, port = rig.connect(0), rig.port_of(0)
+    await rig.start()
+    late_port = rig.add_socket()
+    late = rig.connect(1)
+    heard = await rig.burst(3)
+    assert sorted({(one.ssrc, one.port) for one in heard}) == [(first, port), (late, late_port)]
+    assert len(heard) == 6
+
+
+async def test_a_packet_for_a_tick_that_is_over_is_never_sent(rig: Rig) -> None:
+    """Late is worse than lost: what was built too late stays, whatever the ring turns to."""
+    rig.connect()
+    await rig.start()
+    rig.hear()
+    rig.build(rig.now - 3, 2)
+    await rig.through(rig.now + 2 * RING_TICKS)
+    assert rig.hear() == []
+    assert len(await rig.burst(2)) == 2
+
+
+async def test_a_sender_that_was_stopped_skips_what_is_over(rig: Rig) -> None:
+    """After a pause of the process the ticks missed are counted, and their packets do not leave in a burst."""
+    rig.connect()
+    await rig.start()
+    rig.hear()
+    assert rig.sender.pid is not None
+    os.kill(rig.sender.pid, signal.SIGSTOP)
+    first = rig.now + 3
+    rig.build(first, 4)
+    await until(lambda: rig.now > first + 20)
+    before = rig.hear()  # a slot in whose sleep it was stopped may not have come yet: nothing was due
+    os.kill(rig.sender.pid, signal.SIGCONT)
+    await rig.through(first + 22)
+    assert before + rig.hear() == []
+    assert int(rig.table.counters[SKIPPED]) > 0
+    assert len(await rig.burst(2)) == 2
+
+
+async def test_a_packet_that_cannot_be_sent_costs_itself_alone(rig: Rig) -> None:
+    """It is dropped and counted; its neighbours in the same batch leave, and the sender lives."""
+    one, _, other = rig.connect(), rig.connect(remote=(LOOPBACK, 0)), rig.connect()  # nobody can send to port 0
+    await rig.start()
+    pid = rig.sender.pid
+    heard = await rig.burst(3)
+    assert {one_heard.ssrc for one_heard in heard} == {one, other}
+    assert len(heard) == 6
+    assert rig.dropped == 3
+    assert int(rig.table.counters[SENDER_ERRNO]) != 0
+    assert rig.sender.pid == pid
+    assert rig.sender.restarts == 0
+
+
+async def test_a_killed_sender_is_started_anew_with_all_sockets(rig: Rig) -> None:
+    """Losing the sender loses no session: the next one gets every socket and goes on."""
+    rig.add_socket()
+    ssrcs = [rig.connect(0), rig.connect(1)]
+    await rig.start()
+    pid = rig.sender.pid
+    assert pid is not None
+    before = (await rig.burst(1))[-1]
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: rig.sender.restarts == 1 and rig.sender.pid != pid)
+    await rig.runs()
+    heard = await rig.burst(3)
+    assert sorted({(one.ssrc, one.port) for one in heard}) == sorted(zip(ssrcs, map(rig.port_of, (0, 1)), strict=True))
+    assert len(heard) == 6
+    assert before.port in {rig.port_of(0), rig.port_of(1)}
+    rig.add_socket()
+    third = rig.connect(2)
+    assert (third, rig.port_of(2)) in {(one.ssrc, one.port) for one in await rig.burst(2)}
+
+
+async def test_a_socket_handed_over_while_the_sender_is_dead_is_not_lost(rig: Rig) -> None:
+    """Between a death and the next start sockets are taken, too."""
+    rig.connect(0)
+    await rig.start()
+    pid = rig.sender.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: not alive(pid))
+    late_port = rig.add_socket()
+    late = rig.connect(1)
+    await until(lambda: rig.sender.restarts == 1 and rig.sender.pid != pid)
+    await rig.runs()
+    assert (late, late_port) in {(one.ssrc, one.port) for one in await rig.burst(2)}
+
+
+async def test_hundreds_of_sockets_are_handed_over(rig: Rig) -> None:
+    """With one socket for each guild the sender has them all, at its start as well as later."""
+    for _ in range(400):
+        rig.add_socket()
+    first = rig.connect(399)
+    await rig.start()
+    for _ in range(100):
+        rig.add_socket()
+    late = rig.connect(500)
+    assert sorted({(one.ssrc, one.port) for one in await rig.burst(2)}) == [
+        (first, rig.port_of(399)),
+        (late, rig.port_of(500)),
+    ]
+
+
+async def test_a_row_that_was_closed_sends_no_more(rig: Rig) -> None:
+    """What was built for it is void; the others go on."""
+    rig.connect()
+    staying = rig.connect()
+    await rig.start()
+    await rig.burst(1)
+    rig.builder.close(0)
+    heard = await rig.burst(2)
+    assert [one.ssrc for one in heard] == [staying] * 2
+
+
+async def test_a_wrong_clock_of_the_host_is_made_up_for() -> None:
+    """The sender sends by common time: its own clock, wrong in offset and rate, plus what the worker measured."""
+    rig = Rig("5,200")
+    try:
+        rig.table.head[CLOCK_OFFSET_NS] = -3_000_000_000
+        rig.add_socket()
+        rig.connect()
+        await rig.start()
+        assert len(await rig.burst(3)) == 3
+    finally:
+        await rig.close()
+
+
+async def test_a_term_signal_lets_what_is_built_leave_first(rig: Rig) -> None:
+    """A signal to the whole group must not cut off the closing silence: the sender ends when nothing is left."""
+    rig.connect()
+    await rig.start()
+    for _ in range(20):
+        rig.hear()
+        pid = rig.sender.pid
+        assert pid is not None
+        skipped = int(rig.table.counters[SKIPPED])
+        first = rig.now + 2
+        rig.build(first, 6)
+        os.kill(pid, signal.SIGTERM)
+        in_time = rig.now < first - 1
+        await until(lambda: not alive(pid))  # noqa: B023
+        heard = rig.hear()
+        if in_time and int(rig.table.counters[SKIPPED]) == skipped:
+            assert len(heard) == 6
+            return
+        await until(lambda: rig.sender.pid != pid)  # noqa: B023
+        await rig.runs()
+    raise AssertionError("this machine never kept the pace")
+
+
+async def test_a_stopped_sender_is_gone(rig: Rig) -> None:
+    """Who stops it leaves no process behind."""
+    await rig.start()
+    pid = rig.sender.pid
+    assert pid is not None
+    await rig.stop()
+    assert not alive(pid)
+
+
+_PARENT = """
+import asyncio
+from worker.fanout.rows import RowTable
+from worker.fanout.sending import SenderProcess
+
+async def main():
+    table = RowTable(2)
+    sender = SenderProcess(table, "0,0")
+    await sender.start()
+    while not table.sent_tick[0]:
+        await asyncio.sleep(0.01)
+    print(sender.pid, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_the_sender_dies_with_its_worker() -> None:
+    """Whichever way a worker ends, nobody goes on sending for it."""
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", _PARENT, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    async with asyncio.timeout(BOUND_S):
+        pid = int(await parent.stdout.readline())
+    assert alive(pid)
+    parent.kill()
+    await parent.wait()
+    await until(lambda: not alive(pid))
+
+
+def test_the_sender_imports_nothing_that_it_does_not_need() -> None:
+    """A process that must never be late has no event loop, no Redis, no logging and no records."""
+    code = "import sys, worker.fanout.sender; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "numpy" in loaded
+    assert not loaded & {"asyncio", "redis", "structlog", "logging", "msgspec", "pydantic", "av", "cryptography", "ssl"}

@@ -1,0 +1,93 @@
+"""What of a job may stand among the dead letters: everything but credentials."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator.intake import without_credentials
+
+VOICE = {"user_id": "1", "session_id": "SECRET-session", "token": "SECRET-token", "endpoint": "e"}
+JOB = {"v": 1, "id": "j", "type": "guild.join", "guild": "5", "voice": VOICE}
+DEEP = '{"a":' * 50_000
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        JOB,
+        JOB | {"voice": "sealed:SECRET"},
+        JOB | {"voice": ["SECRET"]},
+        {"id": "j", "token": "SECRET", "session_id": "SECRET"},
+        [JOB],
+        {"job": JOB},
+        {"jobs": [{"inner": JOB}]},
+        json.dumps(JOB),
+        {"job": json.dumps(JOB)},
+    ],
+)
+def test_json_keeps_its_sense_and_loses_its_secrets(job: Any) -> None:
+    """However deep credentials stand in a job, also packed as text, they are taken out."""
+    assert "SECRET" not in without_credentials(json.dumps(job))
+    assert "SECRET" not in without_credentials(json.dumps(job, indent=2))
+
+
+def test_all_else_of_a_job_stays() -> None:
+    """A dead letter still says what was wrong."""
+    kept = json.loads(without_credentials(json.dumps(JOB | {"volume": [1, {"a": None}]})))
+    assert {key: value for key, value in kept.items() if key != "voice"} == {
+        "v": 1, "id": "j", "type": "guild.join", "guild": "5", "volume": [1, {"a": None}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps(JOB)[:-1],
+        json.dumps(JOB) + "}",
+        json.dumps(JOB).replace("}}", ""),
+        json.dumps(JOB, indent=2)[:-3],
+        str(JOB),
+        json.dumps(json.dumps(JOB))[:-1],
+        '{"token": "SECRET',
+        '{"token": "a\\"SECRET"',
+        '{"session_id":"SECRET","x":',
+        '{"voice":"sealed:SECRET", nonsense',
+        '{token: "SECRET"}',
+        "{'token': 'SECRET'}",
+        '{"token"\n:\n"SECRET",}',
+    ],
+)
+def test_what_is_no_json_loses_its_secrets_too(body: str) -> None:
+    """A job with a comma too many, cut off, or printed by another language is the one that lands here."""
+    assert "SECRET" not in without_credentials(body)
+
+
+def test_what_is_no_json_stays_readable() -> None:
+    """The rest of a broken job stays."""
+    kept = without_credentials('{"id": "j", "guild": "5", "token": "SECRET", "type": "guild.join",}')
+    assert '"id": "j"' in kept
+    assert '"type": "guild.join"' in kept
+
+
+@pytest.mark.parametrize("body", ["x" * 100_000, json.dumps({"id": "x" * 100_000}), DEEP])
+def test_a_dead_letter_has_a_bound(body: str) -> None:
+    """Nobody fills the memory of Redis with what is no job."""
+    assert 0 < len(without_credentials(body)) <= 4_096
+
+
+def test_a_secret_behind_the_bound_does_not_come_back() -> None:
+    """What is cut is cut after the secrets are out, so that no half of one is left."""
+    for padding in range(4_000, 4_100):
+        assert "SECRET" not in without_credentials('{"pad":"' + "x" * padding + '","token":"SECRET-SECRET"')
+
+
+@settings(deadline=None)
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_any_text_passes(body: str) -> None:
+    """Whatever was sent has a dead letter."""
+    assert isinstance(without_credentials(body), str)

@@ -1,0 +1,94 @@
+"""Placement: even, within room, and never counting on room that is spoken for."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator.placement import Room, place
+
+_rooms = st.lists(
+    st.builds(
+        lambda capacity, headroom, assigned: (min(headroom, capacity), capacity, assigned),
+        st.integers(0, 40),
+        st.integers(0, 40),
+        st.integers(0, 50),
+    ),
+    max_size=6,
+).map(lambda found: [Room(f"w{number}", *values) for number, values in enumerate(found)])
+
+
+def empty(worker: str, capacity: int) -> Room:
+    return Room(worker, capacity, capacity, 0)
+
+
+def test_items_are_spread_evenly_over_equal_workers() -> None:
+    """Equal workers carry the same, one more or less."""
+    placed = place(range(100), [empty(name, 1_000) for name in "abc"])
+    assert sorted(Counter(placed.values()).values()) == [33, 33, 34]
+
+
+def test_the_emptiest_worker_is_filled_first() -> None:
+    """The next item goes where most room is, until rooms are level."""
+    placed = place(range(6), [Room("full", 2, 10, 8), Room("empty", 6, 10, 4)])
+    assert Counter(placed.values()) == {"empty": 5, "full": 1}
+
+
+def test_items_that_fit_nowhere_are_left_out() -> None:
+    """A worker is never given more than it has room for."""
+    placed = place(range(10), [empty("a", 3), empty("b", 2)])
+    assert Counter(placed.values()) == {"a": 3, "b": 2}
+
+
+def test_what_was_assigned_and_not_counted_yet_takes_room() -> None:
+    """Between two renewals a worker's headroom is old: what was given to it meanwhile counts at once."""
+    assert Room("w", headroom=10, capacity=10, assigned=0).free == 10
+    assert Room("w", headroom=10, capacity=10, assigned=7).free == 3
+    assert Room("w", headroom=3, capacity=10, assigned=7).free == 3
+
+
+def test_headroom_below_what_was_assigned_is_believed() -> None:
+    """A worker that feels fuller than its number of guilds says gets no more than it offers."""
+    assert Room("w", headroom=1, capacity=10, assigned=2).free == 1
+
+
+def test_nobody_is_given_anything_without_workers() -> None:
+    """Without workers all items wait."""
+    assert place(range(3), []) == {}
+    assert place([], [empty("a", 3)]) == {}
+
+
+@settings(deadline=None)
+@given(_rooms, st.integers(0, 300))
+def test_no_room_is_overfilled_and_no_item_waits_while_there_is_room(rooms: list[Room], number: int) -> None:
+    """Whatever the rooms: within each, and as many as fit."""
+    placed = place(range(number), rooms)
+    load = Counter(placed.values())
+    for room in rooms:
+        assert load[room.worker] <= max(0, room.free)
+        assert load[room.worker] <= room.headroom
+    assert len(placed) == min(number, sum(max(0, room.free) for room in rooms))
+
+
+@settings(deadline=None)
+@given(_rooms, st.integers(0, 60), st.integers(0, 60))
+def test_two_passes_before_a_renewal_fill_no_more_than_one(rooms: list[Room], first: int, second: int) -> None:
+    """What the first pass gave counts in the second, though no worker has told of it."""
+    fresh = [room._replace(assigned=room.capacity - room.headroom) for room in rooms]
+    load = Counter(place(range(first), fresh).values())
+    later = [room._replace(assigned=room.assigned + load[room.worker]) for room in fresh]
+    load += Counter(place(range(second), later).values())
+    for room in fresh:
+        assert load[room.worker] <= room.headroom
+
+
+@settings(deadline=None)
+@given(_rooms, st.integers(0, 100))
+def test_what_is_left_is_level(rooms: list[Room], number: int) -> None:
+    """A worker that was given something is not left with less room than another, but for one."""
+    load = Counter(place(range(number), rooms).values())
+    left = {room.worker: room.free - load[room.worker] for room in rooms if room.free > 0}
+    for worker in load:
+        assert max(left.values()) - left[worker] <= 1
