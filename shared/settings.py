@@ -44,6 +44,12 @@ def _redis_url(value: str) -> str:
     return value
 
 
+def _folder(value: Path | None) -> Path | None:
+    if value is not None and not value.is_dir():
+        raise ValueError("allowed: a folder that exists")
+    return value
+
+
 def _udp_ports(value: str) -> str:
     parse_ports(value)
     return value
@@ -142,7 +148,9 @@ class Settings(BaseSettings):
         Literal["shared", "per-guild"], Field(description="Share sockets between guilds, or one socket each.")
     ] = "shared"
     media_dir: Annotated[
-        Path | None, Field(description="The only folder that sources which are files may come from.")
+        Path | None,
+        AfterValidator(_folder),
+        Field(description="The only folder that sources which are files may come from."),
     ] = None
     fanout_workers: Annotated[int, Field(ge=0, le=256, description="Fan-out workers of this host.")] = 2
     encode_workers: Annotated[int, Field(ge=0, le=256, description="Encode workers of this host.")] = 1

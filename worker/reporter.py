@@ -1,9 +1,10 @@
-"""Tells Redis the states of guilds and sources, the newest of each, and waits out an absence of Redis."""
+"""Tells Redis the states of guilds and sources in their order, and waits out an absence of Redis."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 
 from shared.errors import StoreError
 from shared.logs import get_logger
@@ -11,13 +12,17 @@ from shared.schema.event import Event
 from shared.schema.records import BroadcastStatus, GuildStatus
 from worker.membership import Membership
 
+_KEPT = 8
+"""Reports that wait per record; of more, the oldest are given up."""
+_Told = tuple[int, GuildStatus | BroadcastStatus, Event | None]
+
 
 class Reporter:
-    """A queue with one place per record: memory is bounded by what the worker holds."""
+    """A short queue per record: memory is bounded by what the worker holds."""
 
     def __init__(self, membership: Membership) -> None:
         self._membership = membership
-        self._pending: dict[str, tuple[int, GuildStatus | BroadcastStatus, Event | None]] = {}
+        self._pending: dict[str, deque[_Told]] = {}
         self._filled = asyncio.Event()
         self._emptied = asyncio.Event()
         self._emptied.set()
@@ -25,9 +30,8 @@ class Reporter:
     def tell(
         self, record_key: str, generation: int, status: GuildStatus | BroadcastStatus, event: Event | None
     ) -> None:
-        """Have a status written soon; a newer one of the same record replaces it."""
-        self._pending.pop(record_key, None)
-        self._pending[record_key] = (generation, status, event)
+        """Have a status written soon, after those told before of the same record."""
+        self._pending.setdefault(record_key, deque(maxlen=_KEPT)).append((generation, status, event))
         self._emptied.clear()
         self._filled.set()
 
@@ -36,15 +40,17 @@ class Reporter:
         while True:
             await self._filled.wait()
             while self._pending:
-                key = next(iter(self._pending))
-                told = self._pending[key]
+                key, waiting = next(iter(self._pending.items()))
+                told = waiting[0]
                 try:
                     await self._membership.report(key, *told)
                 except StoreError as error:
                     get_logger().warning("report.delayed", error=error.message, waiting=len(self._pending))
                     await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - jitter
                     continue
-                if self._pending.get(key) is told:
+                if waiting[0] is told:  # else a flood pushed it out meanwhile
+                    waiting.popleft()
+                if not waiting:
                     del self._pending[key]
             self._filled.clear()
             self._emptied.set()

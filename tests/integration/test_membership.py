@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from typing import Any
 
 import msgspec
 import pytest
@@ -140,8 +141,11 @@ def want(generation: int, broadcast: str = "news") -> str:
     return msgspec.json.encode(GuildWant(generation=generation, spec=spec)).decode()
 
 
-async def test_a_worker_looks_at_once_and_on_every_call(store: Store, keys: Keys, member: Membership) -> None:
+async def test_a_worker_looks_at_once_and_on_every_call(
+    store: Store, keys: Keys, member: Membership, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What stands in `want` is told at the start, then when the worker is called, and when all are."""
+    monkeypatch.setattr("worker.membership.LOOK_EVERY_S", 10 * BOUND_S)
     await store.command("HSET", keys.want(RECORD.id), "guild:main:1", want(1))
     async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):  # type: ignore[type-var]
         assert {name: one.generation for name, one in (await anext(looks)).items()} == {"guild:main:1": 1}
@@ -225,11 +229,26 @@ async def test_a_worker_that_leaves_says_so(store: Store, keys: Keys, member: Me
     assert await store.command("HMGET", keys.worker(RECORD.id), "gone", "headroom") == ["true", "0"]
 
 
-async def test_a_beat_under_way_does_not_bring_back_who_leaves(store: Store, keys: Keys, member: Membership) -> None:
+async def test_a_beat_under_way_does_not_bring_back_who_leaves(
+    store: Store, keys: Keys, member: Membership, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Leaving waits for the last renewal, so that the lease does not come after the goodbye."""
     await member.join()
+    transaction = store.transaction
+    slow = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.05, slow.set)
+
+    async def held_up(commands: Any) -> Any:
+        monkeypatch.undo()
+        await slow.wait()
+        return await transaction(commands)
+
+    monkeypatch.setattr(store, "transaction", held_up)
     member.beat(5, WorkerStats())
+    await asyncio.sleep(0)  # the renewal is on its way
     await member.leave()
+    assert member._beating is not None
+    await member._beating
     assert await store.command("EXISTS", keys.lease(RECORD.id)) == 0
     assert await store.command("HGET", keys.worker(RECORD.id), "gone") == "true"
     assert not member.lease_valid

@@ -1,12 +1,14 @@
-"""Reports: the newest of each record, written when Redis is there."""
+"""Reports: in the order of each record, written when Redis is there."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
+import pytest
 import redis
 from structlog.testing import capture_logs
 
@@ -50,8 +52,8 @@ async def told(store: Store, keys: Keys) -> list[str]:
     ]
 
 
-async def test_the_newest_state_of_each_record_is_written(store: Store, keys: Keys) -> None:
-    """What was overtaken before it could be written is not written; each record has its own newest."""
+async def test_every_state_of_a_record_is_written_in_its_order(store: Store, keys: Keys) -> None:
+    """What was told in a row is written in a row, each record for itself; the newest stands in the end."""
     reporter = Reporter(Membership(store, keys, RECORD, LocalClock()))
     one, other = keys.guild("main", "1"), keys.guild("main", "2")
     for key in (one, other):
@@ -63,7 +65,20 @@ async def test_the_newest_state_of_each_record_is_written(store: Store, keys: Ke
         await reporter.flushed(BOUND_S)
     assert await status(store, one) == GuildStatus(state="playing", at=3)
     assert await status(store, other) == GuildStatus(state="connecting", at=2)
-    assert await told(store, keys) == ["guild.connecting", "guild.playing"]
+    assert sorted(await told(store, keys)) == ["guild.connecting", "guild.connecting", "guild.playing"]
+
+
+async def test_a_flood_of_reports_keeps_the_newest(store: Store, keys: Keys) -> None:
+    """Reports that wait are bounded per record: the oldest are given up, never the last."""
+    reporter = Reporter(Membership(store, keys, RECORD, LocalClock()))
+    key = keys.guild("main", "1")
+    await store.command("HSET", key, "generation", 7)
+    for at in range(100):
+        tell(reporter, key, "idle" if at % 2 else "playing", at)
+    async with running(reporter):
+        await reporter.flushed(BOUND_S)
+    assert await status(store, key) == GuildStatus(state="idle", at=99)
+    assert len(await told(store, keys)) < 20
 
 
 async def test_states_are_written_as_they_come(store: Store, keys: Keys) -> None:
@@ -79,17 +94,28 @@ async def test_states_are_written_as_they_come(store: Store, keys: Keys) -> None
     assert await told(store, keys) == ["guild.connecting", "guild.playing"]
 
 
-async def test_a_state_told_while_another_is_being_written_is_written(store: Store, keys: Keys) -> None:
+async def test_a_state_told_while_another_is_being_written_is_written(
+    store: Store, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What comes in the middle of a write is newer than it, and is not lost with it."""
-    reporter = Reporter(Membership(store, keys, RECORD, LocalClock()))
+    membership = Membership(store, keys, RECORD, LocalClock())
+    reporter = Reporter(membership)
     key = keys.guild("main", "1")
     await store.command("HSET", key, "generation", 7)
+    report = membership.report
+
+    async def overtaken(*arguments: Any) -> bool:
+        done = await report(*arguments)
+        monkeypatch.undo()
+        tell(reporter, key, "playing", 2)  # the first one stands on Redis, its answer is not here yet
+        return done
+
+    monkeypatch.setattr(membership, "report", overtaken)
     async with running(reporter):
-        for number in range(200):
-            tell(reporter, key, "playing" if number % 2 else "idle", number)
-            await asyncio.sleep(0)
+        tell(reporter, key, "idle", 1)
         await reporter.flushed(BOUND_S)
-    assert await status(store, key) == GuildStatus(state="playing", at=199)
+    assert await status(store, key) == GuildStatus(state="playing", at=2)
+    assert await told(store, keys) == ["guild.idle", "guild.playing"]
 
 
 async def test_a_report_of_an_older_generation_holds_up_no_other(store: Store, keys: Keys) -> None:
@@ -110,20 +136,23 @@ async def test_reports_wait_out_an_absence_of_redis(own_redis_server: RedisServe
     """While Redis is away the newest state of each record is kept; it is written when Redis is back."""
     store = Store(own_redis_server.url)
     reporter = Reporter(Membership(store, keys, RECORD, LocalClock()))
-    key = keys.guild("main", "1")
+    once, key = keys.guild("main", "1"), keys.guild("main", "2")
     with capture_logs() as lines:
         async with running(reporter), asyncio.timeout(BOUND_S):
             own_redis_server.stop()
+            tell(reporter, once, "idle", 0)
             tell(reporter, key, "connecting", 1)
             while not any(line["event"] == "report.delayed" for line in lines):  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.002)
             tell(reporter, key, "playing", 2)
             own_redis_server.start()
             with redis.Redis.from_url(own_redis_server.url) as direct:  # before the reporter's next try: no await
+                direct.hset(once, "generation", 7)
                 direct.hset(key, "generation", 7)
             await reporter.flushed(BOUND_S)
+            assert await status(store, once) == GuildStatus(state="idle", at=0)
             assert await status(store, key) == GuildStatus(state="playing", at=2)
-            assert await told(store, keys) == ["guild.playing"]
+            assert await told(store, keys) == ["guild.idle", "guild.playing"]
     await store.close()
 
 

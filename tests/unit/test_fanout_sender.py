@@ -356,6 +356,9 @@ async def test_a_stopped_sender_is_gone(rig: Rig) -> None:
 
 _PARENT = """
 import asyncio
+import sys
+from pathlib import Path
+
 from worker.fanout.rows import RowTable
 from worker.fanout.sending import SenderProcess
 
@@ -365,23 +368,26 @@ async def main():
     await sender.start()
     while not table.sent_tick[0]:
         await asyncio.sleep(0.01)
-    print(sender.pid, flush=True)
+    Path(sys.argv[1]).write_text(f"{sender.pid}\\n")
     await asyncio.Event().wait()
 
 asyncio.run(main())
 """
 
 
-async def test_the_sender_dies_with_its_worker() -> None:
+async def test_the_sender_dies_with_its_worker(tmp_path: Path) -> None:
     """Whichever way a worker ends, nobody goes on sending for it."""
-    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", _PARENT, stdout=subprocess.PIPE)
-    assert parent.stdout is not None
-    async with asyncio.timeout(BOUND_S):
-        pid = int(await parent.stdout.readline())
-    assert alive(pid)
-    parent.kill()
-    await parent.wait()
-    await until(lambda: not alive(pid))
+    told = tmp_path / "pid"
+    with subprocess.Popen([sys.executable, "-c", _PARENT, str(told)]) as parent:  # noqa: ASYNC220 - for a moment
+        await until(lambda: told.exists() and told.read_text().endswith("\n"))
+        pid = int(told.read_text())
+        try:
+            assert alive(pid)
+            parent.kill()
+            await until(lambda: not alive(pid))
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_the_sender_imports_nothing_that_it_does_not_need() -> None:
