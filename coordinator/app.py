@@ -10,10 +10,11 @@ import msgspec
 
 from coordinator.election import Leadership
 from coordinator.intake import BLOCK_S, Intake
-from coordinator.jobs import JobEffects, unix_ms
+from coordinator.jobs import JobEffects
 from coordinator.planner import Planner
 from coordinator.recovery import Recovery
 from coordinator.registry import Change, Registry
+from shared.clock import unix_ms
 from shared.errors import StoreError
 from shared.logs import get_logger
 from shared.schema import event as events
@@ -47,7 +48,8 @@ class Coordinator:
         Raises: StoreUnavailable: Redis did not answer at the start.
         """
         try:
-            await reach(self._store)
+            if not await reach(self._store, stop):
+                return
             work = asyncio.create_task(self._lead_for_ever())
             stopped = asyncio.create_task(stop.wait())
             await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -85,7 +87,7 @@ class Coordinator:
         await change.commit(self._leadership)
         lock = asyncio.Lock()
         recovery = Recovery()
-        effects = JobEffects(registry, self._leadership, self._seal)
+        effects = JobEffects(registry, self._leadership, self._seal, recovery)
         planner = Planner(registry, self._leadership, recovery)
         intake = Intake(self._store, self._jobs_reader, registry, self._leadership, effects, lock)
         await self._catch_up(registry, recovery)
@@ -171,9 +173,9 @@ class Coordinator:
         key = (event.bot, event.guild)
         guild = registry.guilds.get(key)
         if guild is None:
-            recovery.well(key)
+            recovery.forget(key)
         elif guild.generation and guild.generation == event.generation:
             if event.type == "guild.failed":
                 recovery.failed(guild, event.code, event.close_code, time.monotonic(), change)
             elif event.type in ("guild.playing", "guild.idle"):
-                recovery.well(key)
+                recovery.well(key, time.monotonic())

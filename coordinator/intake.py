@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from coordinator.election import Leadership
-from coordinator.jobs import JobEffects, unix_ms
+from coordinator.jobs import JobEffects
 from coordinator.registry import Change, Registry
+from shared.clock import unix_ms
 from shared.errors import ErrorCode, JobError
 from shared.logs import get_logger
 from shared.schema.event import Event

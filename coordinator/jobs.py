@@ -5,13 +5,14 @@ Source: design section 4, "Jobs in".
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import msgspec
 
 from coordinator.election import Leadership
+from coordinator.recovery import Recovery
 from coordinator.registry import Broadcast, Change, Guild, Registry, released
+from shared.clock import unix_ms
 from shared.errors import ErrorCode, JobError
 from shared.schema.event import Event
 from shared.schema.job import BroadcastStart, BroadcastStop, GuildJoin, GuildLeave, GuildVoice, ServedJob
@@ -19,17 +20,14 @@ from shared.schema.records import BroadcastSpec, BroadcastStatus, GuildSpec, Gui
 from shared.seal import VoiceSeal
 
 
-def unix_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class JobEffects:
     """Turns a job into a change of the registry."""
 
-    def __init__(self, registry: Registry, leadership: Leadership, seal: VoiceSeal) -> None:
+    def __init__(self, registry: Registry, leadership: Leadership, seal: VoiceSeal, recovery: Recovery) -> None:
         self._registry = registry
         self._leadership = leadership
         self._seal = seal
+        self._recovery = recovery
 
     async def apply(self, job: ServedJob, change: Change) -> None:
         """Add a job's effect to a change.
@@ -49,7 +47,8 @@ class JobEffects:
                 self._guild_leave(job, change)
 
     async def _broadcast_start(self, job: BroadcastStart, change: Change) -> None:
-        if job.broadcast in self._registry.broadcasts:
+        before = self._registry.broadcasts.get(job.broadcast)
+        if before is not None and not before.stopping:
             raise JobError(f"broadcast: {job.broadcast!r} is running", code=ErrorCode.BROADCAST_EXISTS)
         run = await self._leadership.draw()
         spec = BroadcastSpec(broadcast=job.broadcast, run=run, source=job.source, opus=job.opus, job=job.id)
@@ -93,7 +92,8 @@ class JobEffects:
             voice=voice,
             job=job.id,
         )
-        if before is not None and job.voice is None and before.spec.channel == job.channel:
+        same_session = job.voice is None and before is not None and before.spec.channel == job.channel
+        if before is not None and same_session and before.spec.speaking == job.speaking:
             change.put_guild(replace(before, spec=spec))
         else:
             self._put_anew(spec, before, change)
@@ -103,9 +103,10 @@ class JobEffects:
         spec = msgspec.structs.replace(before.spec, channel=job.channel, voice=self._seal.seal(job.voice), job=job.id)
         self._put_anew(spec, before, change)
 
-    @staticmethod
-    def _put_anew(spec: GuildSpec, before: Guild | None, change: Change) -> None:
+    def _put_anew(self, spec: GuildSpec, before: Guild | None, change: Change) -> None:
         """Store a spec that needs a session of its own: the planner places it under a new generation."""
+        if spec.voice is not None:
+            self._recovery.renewed((spec.bot, spec.guild))
         status = GuildStatus(state="wanted", at=unix_ms())
         change.put_guild(replace(released(before), spec=spec, status=status) if before else Guild(spec, status=status))
 
@@ -118,8 +119,8 @@ class JobEffects:
             raise JobError(f"guild: {guild} was not joined", code=ErrorCode.GUILD_UNKNOWN)
         return found
 
-    @staticmethod
-    def _drop_guild(guild: Guild, job_id: str, change: Change) -> None:
+    def _drop_guild(self, guild: Guild, job_id: str, change: Change) -> None:
+        self._recovery.forget(guild.key)
         change.drop_guild(guild)
         change.event(
             Event(

@@ -10,16 +10,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from coordinator.election import Leadership
-from coordinator.jobs import unix_ms
 from coordinator.placement import Room, place
 from coordinator.recovery import Recovery
 from coordinator.registry import Broadcast, Change, Guild, Registry, Worker, released
+from shared.clock import unix_ms
+from shared.errors import ErrorCode
 from shared.logs import get_logger
 from shared.schema.event import Event
-from shared.schema.records import GuildStatus, WorkerRole
+from shared.schema.records import BroadcastStatus, GuildStatus, WorkerRole
 
 GRACE_S = 5.0
 """After an election nobody is judged lost for this long: after an outage all leases are gone at once."""
+_TOLD_AFTER_MS = 5_000
+"""How long something may wait for a worker before that is told."""
 _AT_ONCE = 100
 """Records changed in one script, so that Redis is never held up for long."""
 
@@ -72,8 +75,7 @@ class Planner:
         now_s = time.monotonic()
         change = Change(self._registry)
         for guild in list(self._registry.guilds.values()):
-            if guild.spec.voice is not None:
-                self._recovery.answered(guild.key)
+            if guild.spec.voice is not None or guild.worker:
                 continue
             self._recovery.overdue(guild, now_s, change)
             if not self._recovery.holds_back(guild.key, now_s):
@@ -94,6 +96,7 @@ class Planner:
     async def _place_sources(self) -> None:
         waiting = [name for name, one in self._registry.broadcasts.items() if not one.worker]
         placed = place(waiting, self._rooms("encode"))
+        await self._tell_unplaced_sources([self._registry.broadcasts[name] for name in waiting if name not in placed])
         if not placed:
             return
         term = await self._leadership.draw(len(placed))
@@ -112,6 +115,7 @@ class Planner:
             if not guild.worker and guild.spec.voice is not None and not self._recovery.holds_back(guild.key, now_s)
         ]
         placed = place(waiting, self._rooms("fanout"))
+        await self._tell_unplaced_guilds([self._registry.guilds[key] for key in waiting if key not in placed])
         if not placed:
             return
         generation = await self._leadership.draw(len(placed))
@@ -123,6 +127,67 @@ class Planner:
                 status = GuildStatus(state="wanted", at=unix_ms())
                 change.put_guild(replace(guild, generation=generation, worker=placed[key], status=status))
                 generation += 1
+            await change.commit(self._leadership)
+
+    async def _tell_unplaced_sources(self, unplaced: list[Broadcast]) -> None:
+        """Say of sources that nobody can hold them; one that shall end anyway has ended."""
+        change = Change(self._registry)
+        for broadcast in unplaced:
+            spec, status, at = broadcast.spec, broadcast.status, unix_ms()
+            if broadcast.stopping:
+                change.drop_broadcast(broadcast)
+                change.event(
+                    Event(
+                        type="broadcast.ended",
+                        at=at,
+                        job=spec.job,
+                        broadcast=spec.broadcast,
+                        run=spec.run,
+                        reason="stopped",
+                    )
+                )
+            elif status is None or (status.code != ErrorCode.NO_WORKER and at - status.at > _TOLD_AFTER_MS):
+                message = "no encode worker has room: it goes on as soon as one has"
+                code = str(ErrorCode.NO_WORKER)
+                stalled = BroadcastStatus(state="stalled", at=at, code=code, message=message)
+                change.put_broadcast(replace(broadcast, status=stalled))
+                change.event(
+                    Event(
+                        type="broadcast.stalled",
+                        at=at,
+                        job=spec.job,
+                        broadcast=spec.broadcast,
+                        run=spec.run,
+                        code=code,
+                        message=message,
+                    )
+                )
+        await change.commit(self._leadership)
+
+    async def _tell_unplaced_guilds(self, unplaced: list[Guild]) -> None:
+        """Say of guilds that nobody can hold them, once each."""
+        for some in _batches(unplaced):
+            change = Change(self._registry)
+            for guild in some:
+                spec, status, at = guild.spec, guild.status, unix_ms()
+                if status is not None and (status.code == ErrorCode.NO_WORKER or at - status.at < _TOLD_AFTER_MS):
+                    continue
+                message = "no fan-out worker has room: it is placed as soon as one has"
+                code = str(ErrorCode.NO_WORKER)
+                change.put_guild(replace(guild, status=GuildStatus(state="wanted", at=at, code=code, message=message)))
+                change.event(
+                    Event(
+                        type="guild.failed",
+                        at=at,
+                        job=spec.job,
+                        bot=spec.bot,
+                        guild=spec.guild,
+                        channel=spec.channel,
+                        broadcast=spec.broadcast,
+                        code=code,
+                        message=message,
+                    )
+                )
             await change.commit(self._leadership)
 
 

@@ -133,7 +133,7 @@ class Registry:
                 self.broadcasts[one.spec.broadcast] = replace(one, status=heard)
 
     async def look_at_workers(self) -> None:
-        """Read the workers' records and leases. A worker whose record expired is kept as gone until it is let go.
+        """Read the workers' records and leases; a worker without a record counts as one without a lease.
 
         Raises: StoreUnavailable.
         """
@@ -148,19 +148,20 @@ class Registry:
             before = self.workers.get(worker_id)
             if record is not None:
                 self.workers[worker_id] = Worker(record, bool(leased))
-            elif before is not None:
-                self.workers[worker_id] = Worker(msgspec.structs.replace(before.record, gone=True), leased=False)
             else:
-                blank = WorkerRecord(
-                    id=worker_id, name=worker_id, role="fanout", host="", capacity=0, headroom=0, gone=True
-                )
-                self.workers[worker_id] = Worker(blank, leased=False)
+                # No record is not a word of its end: after an outage all records have expired, as leases have.
+                known = before.record if before is not None else _unknown(worker_id)
+                self.workers[worker_id] = Worker(known, bool(leased))
 
     def guilds_of(self, worker: str) -> list[Guild]:
         return [guild for guild in self.guilds.values() if guild.worker == worker]
 
     def broadcasts_of(self, worker: str) -> list[Broadcast]:
         return [broadcast for broadcast in self.broadcasts.values() if broadcast.worker == worker]
+
+
+def _unknown(worker_id: str) -> WorkerRecord:
+    return WorkerRecord(id=worker_id, name=worker_id, role="fanout", host="", capacity=0, headroom=0)
 
 
 def _read(read: Callable[[dict[str, str]], _Held], fields: dict[str, str], name: str) -> _Held | None:

@@ -15,9 +15,12 @@ NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
 NS_PER_US = 1_000
 MAX_SLEW_PPM = 500
-STEP_LIMIT_NS = 128 * NS_PER_MS
-"""A larger error is stepped while nothing is sent; while sending, it is slewed like any other."""
 _SAMPLES_KEPT = 8
+
+
+def unix_ms() -> int:
+    """Wall-clock time in unix milliseconds, for records and events; never for pacing."""
+    return time.time_ns() // NS_PER_MS
 
 
 class LocalClock:

@@ -56,6 +56,7 @@ class ErrorCode(StrEnum):
     BROADCAST_EXISTS = "broadcast_exists"
     BROADCAST_UNKNOWN = "broadcast_unknown"
     GUILD_UNKNOWN = "guild_unknown"
+    NO_WORKER = "no_worker"
     # sources
     SOURCE_NOT_FOUND = "source_not_found"
     SOURCE_FORBIDDEN = "source_forbidden"

@@ -191,9 +191,14 @@ class Settings(BaseSettings):
     def shown(self) -> dict[str, Any]:
         """All settings with secrets hidden, for people."""
         return {
-            name: ("(set)" if value else "(not set)") if name == "seal_key" else value
+            name: ("(set)" if value else "(not set)") if name == "seal_key" else _without_password(value)
             for name, value in self.model_dump(mode="python").items()
         }
+
+
+def _without_password(value: Any) -> Any:
+    """The value with user and password of a URL hidden."""
+    return re.sub(r"//[^/]*@", "//(hidden)@", value) if isinstance(value, str) else value
 
 
 def load_settings() -> Settings:
@@ -231,7 +236,7 @@ def _one_line(error: ValidationError) -> str:
     name = str(first["loc"][0]) if first["loc"] else "settings"
     field = Settings.model_fields.get(name)
     # Under a name that is not known there may stand a secret, too.
-    value = "(hidden)" if field is None or name == "seal_key" else repr(first["input"])
+    value = "(hidden)" if field is None or name == "seal_key" else repr(_without_password(first["input"]))
     message = first["msg"].removeprefix("Value error, ")
     where = PREFIX + name.upper() if field else f"{CONFIG_FILE}: {name}"
     told = f" ({field.description})" if field and field.description else ""

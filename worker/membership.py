@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import TypeVar
 
 import msgspec
 
-from shared.clock import NS_PER_MS, LocalClock
+from shared.clock import NS_PER_MS, LocalClock, unix_ms
 from shared.errors import StoreError
 from shared.logs import get_logger
 from shared.schema import event as events
@@ -30,10 +29,6 @@ RECORD_TTL_MS = 60_000
 EVENTS_KEPT = 10_000
 
 _Want = TypeVar("_Want", bound=msgspec.Struct)
-
-
-def unix_ms() -> int:
-    return time.time_ns() // NS_PER_MS
 
 
 def worker_fields(record: WorkerRecord) -> list[str]:
@@ -65,7 +60,10 @@ class Membership:
         self._clock = clock
         self._lease_until_ns = 0
         self._beating: asyncio.Task[None] | None = None
-        self._lease_changed = asyncio.Event()
+        self._cleared = asyncio.Event()
+        self._lapses = 0
+        self._lapses_read = 0
+        """Lapses of the lease after which `want` was read: guilds may have been given away meanwhile."""
 
     @property
     def id(self) -> str:
@@ -73,7 +71,7 @@ class Membership:
 
     @property
     def lease_valid(self) -> bool:
-        """Whether nobody may have been given this worker's guilds meanwhile, judged by the own clock."""
+        """Whether the lease stands, judged by the own clock."""
         return self._clock.now_ns() < self._lease_until_ns
 
     async def join(self) -> None:
@@ -96,6 +94,7 @@ class Membership:
         Raises: StoreUnavailable.
         """
         asked_ns = self._clock.now_ns()
+        lapsed = 0 < self._lease_until_ns <= asked_ns
         self.record = msgspec.structs.replace(self.record, headroom=headroom, stats=stats)
         await self._store.transaction(
             [
@@ -105,8 +104,9 @@ class Membership:
                 ("SADD", self.keys.workers, self.id),
             ]
         )
+        self._lapses += lapsed
         self._lease_until_ns = asked_ns + LEASE_MS * NS_PER_MS
-        self._lease_changed.set()
+        self._clear()
 
     def beat(self, headroom: int, stats: WorkerStats) -> None:
         """Renew without waiting for it; called from the pace of the work itself, so that a dead pace ends the lease."""
@@ -119,11 +119,20 @@ class Membership:
         except StoreError as error:
             get_logger().warning("lease.renewal_failed", error=error.message, valid=self.lease_valid)
 
-    async def wait_lease(self) -> None:
-        """Wait until the lease is valid: nobody identifies or resumes without it."""
-        while not self.lease_valid:
-            self._lease_changed.clear()
-            await self._lease_changed.wait()
+    @property
+    def may_identify(self) -> bool:
+        """Whether the lease is valid and, if it ever ran out, `want` was read since."""
+        return self.lease_valid and self._lapses_read == self._lapses
+
+    async def wait_clearance(self) -> None:
+        """Wait until `may_identify`: nobody identifies or resumes without it."""
+        while not self.may_identify:
+            self._cleared.clear()
+            await self._cleared.wait()
+
+    def _clear(self) -> None:
+        if self.may_identify:
+            self._cleared.set()
 
     async def wants(self, kind: type[_Want]) -> AsyncIterator[dict[str, _Want]]:
         """What this worker shall do: at once, on every wake, every 2 s, and after every reconnect. Never ends."""
@@ -133,8 +142,11 @@ class Membership:
             try:
                 async with aclosing(self._store.hear(channels, LOOK_EVERY_S)) as woken:
                     async for _ in woken:
+                        lapses = self._lapses
                         raw: dict[str, str] = await self._store.command("HGETALL", self.keys.want(self.id))
                         yield _readable(decoder, raw)
+                        self._lapses_read = lapses
+                        self._clear()
             except StoreError as error:
                 get_logger().warning("want.unreadable", error=error.message)
                 await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - jitter
@@ -172,6 +184,7 @@ class Membership:
             [
                 ("DEL", self.keys.lease(self.id)),
                 ("HSET", self.keys.worker(self.id), *worker_fields(gone)),
+                ("PEXPIRE", self.keys.worker(self.id), RECORD_TTL_MS),
                 ("PUBLISH", self.keys.wake_leader, self.id),
             ]
         )

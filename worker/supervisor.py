@@ -20,6 +20,7 @@ from shared.settings import Settings, parse_ports
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
 from worker.identity import Identity, host_name
+from worker.membership import RECORD_TTL_MS
 
 STOP_WITHIN_S = 2.5
 _FIRST_BACKOFF_S = 0.5
@@ -103,7 +104,8 @@ class Supervisor:
         Raises: StoreUnavailable: Redis did not answer at the start. ConfigError: a worker refused its settings.
         """
         try:
-            await reach(self._store)
+            if not await reach(self._store, stop):
+                return
             watchers = [asyncio.create_task(self._keep(child)) for child in self._children]
             stopped = asyncio.create_task(stop.wait())
             get_logger().info("supervisor.started", workers=len(self._children))
@@ -128,15 +130,19 @@ class Supervisor:
         backoff_s = _FIRST_BACKOFF_S
         while True:
             started_s = time.monotonic()
-            await child.start()
-            assert child.process is not None
-            status = await child.process.wait()
-            if self._stopping:
-                return
-            get_logger().error("worker.died", worker=child.id, status=status)
-            await self._report_gone(child)
-            if status == EXIT_CONFIG:
-                raise ConfigError(f"worker {child.name} refused its settings, see its line above")
+            try:
+                await child.start()
+            except OSError as error:  # no process to be had just now
+                get_logger().error("worker.unstartable", worker=child.name, error=str(error))
+            else:
+                assert child.process is not None
+                status = await child.process.wait()
+                if self._stopping:
+                    return
+                get_logger().error("worker.died", worker=child.id, status=status)
+                await self._report_gone(child)
+                if status == EXIT_CONFIG:
+                    raise ConfigError(f"worker {child.name} refused its settings, see its line above")
             if time.monotonic() - started_s > _HEALTHY_AFTER_S:
                 backoff_s = _FIRST_BACKOFF_S
             await asyncio.sleep(backoff_s)
@@ -150,6 +156,7 @@ class Supervisor:
                     [
                         ("DEL", self._keys.lease(child.id)),
                         ("HSET", self._keys.worker(child.id), "gone", "true"),
+                        ("PEXPIRE", self._keys.worker(child.id), RECORD_TTL_MS),
                         ("PUBLISH", self._keys.wake_leader, child.id),
                     ]
                 )

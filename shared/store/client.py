@@ -161,11 +161,26 @@ class Store:
             await self._redis.aclose()
 
 
-async def reach(store: Store) -> None:
-    """Wait until Redis answers, 30 s at most.
+async def reach(store: Store, stop: asyncio.Event | None = None) -> bool:
+    """Wait until Redis answers, 30 s at most; False when `stop` was set meanwhile.
 
     Raises: StoreUnavailable.
     """
+    reaching = asyncio.create_task(_reach(store))
+    stopped = asyncio.create_task((stop or asyncio.Event()).wait())
+    try:
+        await asyncio.wait([reaching, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if not reaching.done():
+            return False
+        reaching.result()
+        return True
+    finally:
+        for task in (reaching, stopped):
+            task.cancel()
+        await asyncio.gather(reaching, stopped, return_exceptions=True)
+
+
+async def _reach(store: Store) -> None:
     async for attempt in stamina.retry_context(
         on=StoreUnavailable, timeout=START_TIMEOUT_S, attempts=None, wait_initial=0.1, wait_max=2.0
     ):

@@ -13,6 +13,7 @@ import pytest
 from coordinator.election import Leadership
 from coordinator.intake import BLOCK_S, Intake
 from coordinator.jobs import JobEffects
+from coordinator.recovery import Recovery
 from coordinator.registry import Registry
 from shared.errors import LeaseLost
 from shared.schema import event as events
@@ -66,7 +67,7 @@ class Pool:
 
     @asynccontextmanager
     async def taking(self) -> AsyncIterator[asyncio.Task[None]]:
-        effects = JobEffects(self.registry, self.leadership, VoiceSeal(SEAL_KEY))
+        effects = JobEffects(self.registry, self.leadership, VoiceSeal(SEAL_KEY), Recovery())
         intake = Intake(self.store, self.reader, self.registry, self.leadership, effects, asyncio.Lock())
         keeping = asyncio.create_task(self.leadership.keep())
         task = asyncio.create_task(intake.run())
@@ -316,7 +317,7 @@ async def test_a_job_taken_by_a_deposed_leader_changes_nothing(pool: Pool, body:
     before = await pool.everything()
     mirror = (dict(pool.registry.guilds), dict(pool.registry.broadcasts))
     (entry,) = await pool.add(body)
-    effects = JobEffects(pool.registry, pool.leadership, VoiceSeal(None))
+    effects = JobEffects(pool.registry, pool.leadership, VoiceSeal(None), Recovery())
     intake = Intake(pool.store, pool.reader, pool.registry, pool.leadership, effects, asyncio.Lock())
     async with asyncio.timeout(BOUND_S):
         with pytest.raises(LeaseLost):

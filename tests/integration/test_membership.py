@@ -111,7 +111,7 @@ async def test_a_renewal_tells_headroom_and_figures(store: Store, keys: Keys, me
 
 async def test_a_beat_renews_without_being_waited_for(member: Membership, clock: HandClock) -> None:
     """The pace of the work renews the lease and is not held up by it; who waits for the lease is let go on."""
-    waiting = asyncio.create_task(member.wait_lease())
+    waiting = asyncio.create_task(member.wait_clearance())
     await asyncio.sleep(0)
     assert not waiting.done()
     member.beat(3, WorkerStats())

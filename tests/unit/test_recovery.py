@@ -157,15 +157,36 @@ def test_backing_off_has_jitter() -> None:
     assert len(waits) > 1
 
 
-def test_a_guild_that_plays_has_no_past() -> None:
-    """Only failures in a row count."""
+def test_a_guild_that_played_for_a_while_has_no_past() -> None:
+    """Only failures in a row count; what played for a minute starts afresh."""
     recovery = Recovery()
     for _ in range(8):
         fail(recovery, 0.0)
-    recovery.well(GUILD.key)
+    recovery.well(GUILD.key, 100.0)
+    fail(recovery, 161.0)
+    assert backoff_s(recovery, 161.0) <= 1.01
+
+
+def test_a_guild_that_plays_for_a_moment_only_keeps_its_past() -> None:
+    """A connection that dies again at once must not be tried at full speed for ever."""
+    recovery = Recovery()
+    now_s = 0.0
+    for _ in range(8):
+        fail(recovery, now_s)
+        now_s += LONG_S
+        recovery.well(GUILD.key, now_s)
+        now_s += 0.1
+    fail(recovery, now_s)
+    assert backoff_s(recovery, now_s) >= 29.0
+
+
+def test_a_guild_that_left_has_no_past() -> None:
+    """What is joined anew is not held back by what was before."""
+    recovery = Recovery()
+    for _ in range(8):
+        fail(recovery, 0.0)
+    recovery.forget(GUILD.key)
     assert not recovery.holds_back(GUILD.key, 0.0)
-    fail(recovery, 0.0)
-    assert backoff_s(recovery, 0.0) <= 1.01
 
 
 def test_one_guilds_failures_hold_back_no_other() -> None:
@@ -175,45 +196,82 @@ def test_one_guilds_failures_hold_back_no_other() -> None:
     assert not recovery.holds_back(("main", "223456789012345678"), 0.0)
 
 
-def test_a_session_that_is_gone_asks_for_credentials() -> None:
-    """The user's bot is told which guild and channel, why, and until when; the old credentials are dropped."""
+WANTING = Guild(GuildSpec(bot="main", guild=GUILD_ID, channel=GUILD_ID, broadcast="news", job="j"))
+
+
+def ask(recovery: Recovery, now_s: float) -> Change:
+    change = new_change()
+    recovery.wants_voice(WANTING, now_s, change)
+    return change
+
+
+def test_a_session_that_is_gone_asks_for_credentials_at_once() -> None:
+    """The old credentials are dropped; the user's bot is told which guild and channel, why, and until when."""
     recovery = Recovery()
-    change = fail(recovery, 0.0, close_code=4006)
+    fields = record(fail(recovery, 0.0, close_code=4006))
+    assert "voice" not in json.loads(fields["spec"])
+    assert (fields["worker"], fields["generation"]) == ("", "0")
+    assert not recovery.holds_back(GUILD.key, 0.0)
+    change = ask(recovery, 0.0)
     (event,) = told(change)
     assert event.type == "guild.voice_wanted"
     assert (event.bot, event.guild, event.channel, event.job) == ("main", GUILD_ID, GUILD_ID, "j")
     assert (event.reason, event.close_code, event.leave_first) == ("voice_closed", 4006, False)
     assert (event.deadline_ms, event.self_deaf) == (ANSWER_WITHIN_MS, True)
-    fields = record(change)
-    assert "voice" not in json.loads(fields["spec"])
-    assert json.loads(fields["status"])["state"] == "voice_wanted"
-    assert (fields["worker"], fields["generation"]) == ("", "0")
-    assert recovery.holds_back(GUILD.key, LONG_S)
+    assert json.loads(record(change)["status"])["state"] == "voice_wanted"
 
 
-WANTING = Guild(GuildSpec(bot="main", guild=GUILD_ID, channel=GUILD_ID, broadcast="news", job="j"))
+def test_credentials_that_fail_again_and_again_are_asked_for_ever_more_rarely() -> None:
+    """A bot whose answers never work is not made to leave and join at full speed."""
+    recovery = Recovery()
+    now_s = 0.0
+    waits = []
+    for _ in range(8):
+        fail(recovery, now_s, close_code=4006)
+        waits.append(backoff_s(recovery, now_s))
+        now_s += LONG_S
+        ask(recovery, now_s)
+        recovery.renewed(GUILD.key)
+    assert waits[0] == 0.0
+    assert 1.0 <= waits[1] <= 2.02
+    assert waits[-1] >= 29.0
 
 
-def test_credentials_are_asked_for_once() -> None:
+def test_what_looks_like_our_mistake_is_tried_once_more_only() -> None:
+    """A close code that means a bad request is fixed once; when it comes back, the guild is left alone."""
+    recovery = Recovery()
+    assert fail(recovery, 0.0, close_code=4020).transaction.changes
+    recovery.renewed(GUILD.key)
+    assert not fail(recovery, LONG_S, close_code=4020).transaction.changes
+
+
+def test_while_an_answer_is_awaited_the_guild_is_held_back() -> None:
     """A guild without credentials is asked about, and while the answer is out not again."""
     recovery = Recovery()
-    first, second = new_change(), new_change()
-    recovery.wants_voice(WANTING, 0.0, first)
-    recovery.wants_voice(WANTING, 1.0, second)
-    (event,) = told(first)
+    (event,) = told(ask(recovery, 0.0))
     assert (event.type, event.reason, event.leave_first) == ("guild.voice_wanted", "voice_credentials_missing", False)
-    assert not second.transaction.changes
+    assert recovery.holds_back(GUILD.key, LONG_S)
 
 
 def test_an_answer_in_time_settles_the_question() -> None:
     """Credentials that came are used at once, and nothing is overdue later."""
     recovery = Recovery()
-    recovery.wants_voice(WANTING, 0.0, new_change())
-    recovery.answered(GUILD.key)
+    ask(recovery, 0.0)
+    recovery.renewed(GUILD.key)
     assert not recovery.holds_back(GUILD.key, 1.0)
     later = new_change()
     recovery.overdue(WANTING, LONG_S, later)
     assert not later.transaction.changes
+
+
+def test_a_late_answer_is_used_at_once() -> None:
+    """Fresh credentials do not age behind the back-off of an old question."""
+    recovery = Recovery()
+    ask(recovery, 0.0)
+    recovery.overdue(WANTING, ANSWER_WITHIN_S, new_change())
+    assert recovery.holds_back(GUILD.key, ANSWER_WITHIN_S)
+    recovery.renewed(GUILD.key)
+    assert not recovery.holds_back(GUILD.key, ANSWER_WITHIN_S)
 
 
 def test_a_question_is_overdue_only_after_its_deadline() -> None:
@@ -268,17 +326,8 @@ def test_a_bot_that_never_answers_is_asked_ever_more_rarely() -> None:
     assert 29.0 <= waits[-1] <= 60.02
 
 
-def test_an_answer_to_nothing_changes_nothing() -> None:
-    """A guild that is backing off is not let loose by the credentials it has anyway."""
-    recovery = Recovery()
-    recovery.answered(GUILD.key)
-    fail(recovery, 0.0)
-    recovery.answered(GUILD.key)
-    assert recovery.holds_back(GUILD.key, 0.0)
-
-
 def test_events_are_capped() -> None:
     """Whatever fails, the stream of events has a bound."""
-    change = fail(Recovery(), 0.0, close_code=4006)
+    change = ask(Recovery(), 0.0)
     (command,) = [arguments for _, key, arguments in change.transaction.changes if key == KEYS.events]
     assert command[:3] == ("MAXLEN", "~", str(EVENTS_KEPT))

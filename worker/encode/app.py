@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from shared import process
-from shared.clock import CommonClock, LocalClock
+from shared.clock import CommonClock, LocalClock, unix_ms
 from shared.errors import GuildcastError, StoreError
 from shared.logs import get_logger
 from shared.schema.event import Event
@@ -17,7 +17,7 @@ from shared.store.client import Store, reach
 from shared.store.keys import Keys
 from worker.encode.publish import Publisher
 from worker.encode.run import SourceRun
-from worker.membership import RENEW_EVERY_MS, Membership, unix_ms
+from worker.membership import RENEW_EVERY_MS, Membership
 from worker.reporter import Reporter
 
 _FLUSH_WITHIN_S = 0.5
@@ -48,7 +48,8 @@ class EncodeWorker:
         Raises: StoreUnavailable: Redis did not answer at the start.
         """
         try:
-            await reach(self._store)
+            if not await reach(self._store, stop):
+                return
             await time_sync.synchronise(self._store, self._clock)
             await self._membership.join()
             async with asyncio.TaskGroup() as group:

@@ -32,6 +32,8 @@ _BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 8.0
 _RECOVERED_FRAMES = 500
 """A source that ran for 10 s has its tries back."""
+_SEEK_TIMEOUT_S = 120.0
+"""To reach a place in a source that cannot seek, all before it must be read first."""
 _QUEUE_FRAMES = 50
 _FRAME_SAMPLES = 960
 _TICK_NS = TICK_US * NS_PER_US
@@ -64,6 +66,7 @@ class SourceRun:
         self._media_dir = media_dir
         self._tell = tell
         self._next_index = 0
+        self._marked_index = -1
         self._position_samples = 0
         self._batch: list[EncodedFrame] = []
         self._away = True
@@ -85,8 +88,12 @@ class SourceRun:
                 self.epoch_us, self._next_index = last.epoch_us, last.next_index
                 self._position_samples = last.position_samples + _FRAME_SAMPLES * len(last.packets)
                 self._away = self._is_past(self._next_index)
-            if self.want.stop or (last is not None and Flags.ENDED in last.flags):
+            if self.want.stop:
                 await self._end("stopped")
+                return
+            if last is not None and Flags.ENDED in last.flags:
+                # Somebody else published all of it: only the rest is to be heard.
+                await self._finished("finished", None)
                 return
             feeder = asyncio.create_task(self._feed(), name=f"feeder {self.want.spec.broadcast}")
             try:
@@ -103,6 +110,14 @@ class SourceRun:
     # the feeder
 
     async def _feed(self) -> None:
+        """Feed, and let no defect of the feeder leave the publisher waiting."""
+        try:
+            await self._feed_frames()
+        except Exception:  # noqa: BLE001 - told as the end of the source
+            self._log.exception("feeder.crashed")
+            await self._frames.put(SourceError("internal error", code=ErrorCode.SOURCE_FAILED))
+
+    async def _feed_frames(self) -> None:
         """Put frames, then None at the end of the source, or the error that ends it."""
         fed_samples = self._position_samples
         tries = 0
@@ -118,7 +133,8 @@ class SourceRun:
                             self._tell(self, "playing", "", None)
                 await self._frames.put(None)
                 return
-            except SourceError as error:
+            except (SourceError, OSError) as failure:  # OSError: no process or pipe to be had, or none to be got rid of
+                error = failure if isinstance(failure, SourceError) else SourceError(f"encoding process: {failure}")
                 tries = 1 if frames >= _RECOVERED_FRAMES else tries + 1
                 self._log.warning("source.stalled", code=error.code, error=error.message, attempt=tries)
                 self._tell(self, "stalled", "", error)
@@ -135,7 +151,8 @@ class SourceRun:
         url = resolve_source(source.url or "", self._media_dir)
         self.encodes += 1
         return await SourceChild.start(
-            ChildOrder(url=url, loop=source.loop, start_samples=start_samples, opus=self.want.spec.opus)
+            ChildOrder(url=url, loop=source.loop, start_samples=start_samples, opus=self.want.spec.opus),
+            first_frame_timeout_s=_SEEK_TIMEOUT_S if start_samples else None,
         )
 
     # the publisher
@@ -184,6 +201,8 @@ class SourceRun:
         if self._away and batch:
             self._next_index = max(self._next_index + 1, self._index_at(self._clock.now_ns() + CUT_AHEAD_NS))
         self._away = False
+        if not batch and self._next_index == self._marked_index:
+            self._next_index += 1  # a mark stands there already, and an id is used once
         await self._until_lead()
         entry = FrameEntry(
             term=self.want.term,
@@ -195,6 +214,8 @@ class SourceRun:
             flags=flags if last else Flags.NONE,
         )
         await self._publish(entry)
+        if not batch:
+            self._marked_index = self._next_index
         if batch:
             self._position_samples = batch[-1].position_samples + _FRAME_SAMPLES
             if not self._heard:
@@ -252,6 +273,9 @@ class SourceRun:
 
     async def _end(self, reason: str) -> None:
         """Cut what is published at now + 200 ms and end there."""
+        if not self.epoch_us:  # stopped before this worker had looked
+            last = await self._patiently(self._publisher.last)
+            self.epoch_us = last.epoch_us if last is not None else 0
         if self.epoch_us:
             index = max(0, self._index_at(self._clock.now_ns() + CUT_AHEAD_NS))
             await self._publish(

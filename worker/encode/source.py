@@ -64,24 +64,33 @@ class SourceChild:
         transport: asyncio.ReadTransport,
         pipe_closed: asyncio.Event,
         frame_timeout_s: float,
+        first_frame_timeout_s: float,
     ) -> None:
         self._process = process
         self._reader = reader
         self._transport = transport
         self._pipe_closed = pipe_closed
         self._frame_timeout_s = frame_timeout_s
+        self._timeout_s = first_frame_timeout_s
         self._header: Header | None = None
         self._failure: SourceError | None = None
         self._ended = False
         self._closing = False
 
     @classmethod
-    async def start(cls, order: ChildOrder, *, frame_timeout_s: float = FRAME_TIMEOUT_S) -> Self:
+    async def start(
+        cls,
+        order: ChildOrder,
+        *,
+        frame_timeout_s: float = FRAME_TIMEOUT_S,
+        first_frame_timeout_s: float | None = None,
+    ) -> Self:
         """Start a child on `order`; errors of the source itself are told by `read`.
 
         Args:
             order: what to encode; its URL is already checked (`worker.encode.resolve`).
             frame_timeout_s: how long one `read` may wait.
+            first_frame_timeout_s: the same until the first frame, where it takes longer to get there.
         Raises: OSError: no process or pipe to be had.
         """
         reader = asyncio.StreamReader(limit=_BUFFER_BYTES)
@@ -104,7 +113,7 @@ class SourceChild:
                 transport.close()
                 await pipe_closed.wait()
                 raise
-        return cls(process, reader, transport, pipe_closed, frame_timeout_s)
+        return cls(process, reader, transport, pipe_closed, frame_timeout_s, first_frame_timeout_s or frame_timeout_s)
 
     @property
     def pid(self) -> int:
@@ -124,16 +133,17 @@ class SourceChild:
         if self._ended:
             return None
         try:
-            async with asyncio.timeout(self._frame_timeout_s):
+            async with asyncio.timeout(self._timeout_s):
                 header, body = await self._record()
         except TimeoutError as error:
             raise SourceError(
-                f"the encoding process sent nothing for {self._frame_timeout_s:g} s", code=ErrorCode.SOURCE_STALLED
+                f"the encoding process sent nothing for {self._timeout_s:g} s", code=ErrorCode.SOURCE_STALLED
             ) from error
         except (asyncio.IncompleteReadError, OSError) as error:
             raise self._failed(await self._last_words()) from error
         except MalformedPacket as error:
             raise self._failed(f"the encoding process wrote what is no record: {error.message}") from error
+        self._timeout_s = self._frame_timeout_s
         match header.kind:
             case Kind.END:
                 self._ended = True

@@ -9,8 +9,8 @@ import time
 
 import aiohttp
 
-from shared.clock import NS_PER_MS, NS_PER_S, CommonClock, LocalClock
-from shared.errors import GuildcastError, StoreError, VoiceClosed
+from shared.clock import NS_PER_MS, NS_PER_S, CommonClock, LocalClock, unix_ms
+from shared.errors import ErrorCode, GuildcastError, SourceError, StoreError, VoiceClosed
 from shared.logs import get_logger
 from shared.schema.event import Event
 from shared.schema.records import GuildState, GuildStatus, GuildWant, WorkerRecord, WorkerStats
@@ -23,22 +23,23 @@ from worker.fanout.build import Builder, Lane
 from worker.fanout.grid import TICK_NS, tick_at
 from worker.fanout.guild import GuildSession
 from worker.fanout.programme import Programme
-from worker.fanout.ring import Silence
 from worker.fanout.rows import CLOCK_OFFSET_NS, DROPPED, SENDER_CPU_NS, SENT, SKIPPED, RowTable, lateness_quantile_us
 from worker.fanout.sending import SenderProcess
 from worker.fanout.sockets import SocketPool
-from worker.membership import LEASE_MS, RENEW_EVERY_MS, Membership, unix_ms
+from worker.membership import LEASE_MS, RENEW_EVERY_MS, Membership
 from worker.reporter import Reporter
+from worker.voice.connection import Turns
 
 AHEAD_TICKS = 5
 """Packets are built 80 to 100 ms before they leave."""
 _PAST_THE_TICK_NS = NS_PER_MS
 """The loop's timers count whole milliseconds and wake early: aimed at the tick itself, they would spin up to it."""
-HANDSHAKES_AT_ONCE = 4
+HANDSHAKES_APART_S = 0.005
 _BEAT_TICKS = RENEW_EVERY_MS * NS_PER_MS // TICK_NS
 _GC_THRESHOLDS = (20_000, 20, 50)
 """Connections live long and packets leave no garbage: collect rarely."""
 _FLUSH_WITHIN_S = 0.5
+_SPARE_ROWS = 16
 _SPARE_FILES = 128
 _FILES_PER_GUILD = 2
 
@@ -63,7 +64,9 @@ class FanoutWorker:
         )
         self._membership = Membership(self._store, self._keys, record, self._clock.local)
         self._reporter = Reporter(self._membership)
-        self._table = RowTable(record.capacity)
+        self._capacity = record.capacity
+        # A row that was given back rests for a second: a full worker needs some to renew its sessions.
+        self._table = RowTable(record.capacity + max(_SPARE_ROWS, record.capacity // 8))
         self._builder = Builder(self._table)
         self._sender = SenderProcess(self._table, settings.clock_error)
         self._sockets = SocketPool(
@@ -75,7 +78,7 @@ class FanoutWorker:
         self._tls = ssl.create_default_context()
         if settings.tls_ca_file is not None:
             self._tls.load_verify_locations(settings.tls_ca_file)
-        self._handshakes = asyncio.Semaphore(HANDSHAKES_AT_ONCE)
+        self._turns = Turns(HANDSHAKES_APART_S)
         self._seal = VoiceSeal(settings.seal_key.get_secret_value() if settings.seal_key else None)
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
@@ -97,7 +100,8 @@ class FanoutWorker:
         Raises: StoreUnavailable: Redis did not answer at the start.
         """
         try:
-            await reach(self._store)
+            if not await reach(self._store, stop):
+                return
             await time_sync.synchronise(self._store, self._clock)
             self._table.head[CLOCK_OFFSET_NS] = self._clock.offset_ns()
             await self._sender.start()
@@ -112,7 +116,7 @@ class FanoutWorker:
                 ]
                 gc.freeze()
                 gc.set_threshold(*_GC_THRESHOLDS)
-                get_logger().info("worker.started", capacity=self._table.rows)
+                get_logger().info("worker.started", capacity=self._capacity)
                 await stop.wait()
                 for task in others:
                     task.cancel()
@@ -178,20 +182,21 @@ class FanoutWorker:
                 self._ticks_skipped += due - builder.last_tick
             builder.last_tick = due
         for tick in range(builder.last_tick + 1, due + AHEAD_TICKS + 1):
-            on_air_before = [programme.lane.on_air for programme in self._programmes.values()]
+            before = [programme.state for programme in self._programmes.values()]
             builder.build(tick)
-            for programme, before in zip(list(self._programmes.values()), on_air_before, strict=True):
-                if programme.lane.on_air != before:
+            for programme, state in zip(list(self._programmes.values()), before, strict=True):
+                if programme.state != state:
                     self._tell_change(programme)
 
     def _tell_change(self, programme: Programme) -> None:
-        if not programme.lane.on_air and programme.silence is Silence.MISSING:
+        state: GuildState = "playing" if programme.state == "playing" else "idle"
+        error = None
+        if programme.state == "starved":
             get_logger().warning("ring.underran", broadcast=programme.broadcast, run=programme.run)
-            return
-        state: GuildState = "playing" if programme.lane.on_air else "idle"
+            error = SourceError("no frames come from the encoder", code=ErrorCode.SOURCE_STALLED)
         for session in self._sessions.values():
             if session.row is not None and session.want.spec.broadcast == programme.broadcast:
-                session.tell(state)
+                session.tell(state, error)
 
     def _renew_session_of(self, row: int) -> None:
         for key, session in list(self._sessions.items()):
@@ -199,7 +204,7 @@ class FanoutWorker:
                 self._renew_session(key)
 
     def _headroom(self) -> int:
-        return max(0, self._table.rows - len(self._sessions) - len(self._ending))
+        return max(0, self._capacity - len(self._sessions) - len(self._ending))
 
     def _stats(self) -> WorkerStats:
         counters = self._table.counters
@@ -261,8 +266,10 @@ class FanoutWorker:
         self._keep(asyncio.create_task(self._replace(key, before)))
 
     async def _replace(self, key: str, before: GuildSession) -> None:
-        await before.stop()
-        self._changing.discard(key)
+        try:
+            await before.stop()
+        finally:
+            self._changing.discard(key)
         if key in self._wants and not self._stopping:
             self._open_session(key)
 
@@ -274,7 +281,7 @@ class FanoutWorker:
             sockets=self._sockets,
             http=self._http,
             tls=self._tls,
-            handshakes=self._handshakes,
+            turns=self._turns,
             seal=self._seal,
             lane_of=self._lane_of,
             tell=self._tell,

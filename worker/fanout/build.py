@@ -141,6 +141,11 @@ class Builder:
             self._lane_of[row].changed = True
 
     def _void(self, row: int) -> int:
+        """Take back what is built and not sent; returns how many packets.
+
+        One that the sender has in hand this very moment goes out and is counted all the same: its sequence number then
+        comes twice, which a receiver takes for a duplicate.
+        """
         due = self._table.due[:, row]
         waiting = due > self._table.sent_tick[self._table.slot[row]]
         due[waiting] = 0

@@ -17,7 +17,7 @@ from shared.seal import VoiceSeal
 from worker.fanout.build import Builder, Lane, Target
 from worker.fanout.sockets import SocketPool
 from worker.membership import Membership
-from worker.voice.connection import Media, VoiceConnection, speaking_bits
+from worker.voice.connection import Media, Turns, VoiceConnection, speaking_bits
 
 _SILENT_WITHIN_S = 1.0
 """Closing silence: what is built ahead (80 ms), five frames, and room for a late sender."""
@@ -44,7 +44,7 @@ class GuildSession:
         sockets: SocketPool,
         http: aiohttp.ClientSession,
         tls: ssl.SSLContext,
-        handshakes: asyncio.Semaphore,
+        turns: Turns,
         seal: VoiceSeal,
         lane_of: Callable[[str], Lane],
         tell: Tell,
@@ -55,11 +55,12 @@ class GuildSession:
         self._sockets = sockets
         self._http = http
         self._tls = tls
-        self._handshakes = handshakes
+        self._turns = turns
         self._seal = seal
         self._lane_of = lane_of
         self._tell = tell
         self._row: int | None = None
+        self._media: Media | None = None
         self._connection: VoiceConnection | None = None
         self._told: GuildState | None = None
         self._stopping = False
@@ -82,16 +83,17 @@ class GuildSession:
             if spec.voice is None:
                 raise VoiceError("no voice credentials came with this guild", code=ErrorCode.VOICE_CREDENTIALS_MISSING)
             voice = self._seal.open(spec.voice)
-            await self._membership.wait_lease()
+            await self._membership.wait_clearance()
             self._connection = VoiceConnection(
                 Credentials(spec.guild, spec.channel, voice.user_id, voice.session_id, voice.token),
                 voice.endpoint,
                 http=self._http,
                 tls=self._tls,
                 lease_port=self._sockets.lease,
-                handshakes=self._handshakes,
-                may_resume=self._membership.wait_lease,
+                turns=self._turns,
+                may_resume=self._membership.wait_clearance,
                 on_media=self._play,
+                on_link=self._note_link,
                 speaking=speaking_bits(spec.speaking),
             )
             await self._connection.run()
@@ -110,6 +112,9 @@ class GuildSession:
 
     def _play(self, media: Media) -> None:
         """A key is there: take a row, or go on in it under the new key."""
+        if media == self._media:
+            return  # told again: under the same key the nonce goes on counting
+        self._media = media
         target = Target(
             media.ssrc, media.remote, media.socket_number, media.mode, new_sealer(media.mode, media.secret_key)
         )
@@ -117,10 +122,19 @@ class GuildSession:
             self._builder.rekey(self._row, target)
             return
         self._row = self._builder.open(target)
-        lane = self._lane_of(self.want.spec.broadcast)
-        self._builder.tune(self._row, lane)
+        self._builder.tune(self._row, self._lane_of(self.want.spec.broadcast))
         self._log.info("connection.opened", slot=self.slot, mode=media.mode)
-        self.tell("playing" if lane.on_air else "idle")
+        self._tell_what_plays()
+
+    def _note_link(self, up: bool) -> None:
+        """Sound goes on while the WebSocket is resumed; that it is gone is told all the same."""
+        if up:
+            self._tell_what_plays()
+        else:
+            self.tell("reconnecting")
+
+    def _tell_what_plays(self) -> None:
+        self.tell("playing" if self._lane_of(self.want.spec.broadcast).on_air else "idle")
 
     def tell(self, state: GuildState, error: GuildcastError | None = None) -> None:
         """Report a state, once per change."""
@@ -133,9 +147,8 @@ class GuildSession:
         retuned = want.spec.broadcast != self.want.spec.broadcast
         self.want = want
         if retuned and self._row is not None:
-            lane = self._lane_of(want.spec.broadcast)
-            self._builder.tune(self._row, lane)
-            self.tell("playing" if lane.on_air else "idle")
+            self._builder.tune(self._row, self._lane_of(want.spec.broadcast))
+            self._tell_what_plays()
 
     async def stop(self) -> None:
         """End with five silence frames, speaking off and a clean close."""

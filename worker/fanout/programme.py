@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
 from shared.clock import CommonClock
 from shared.logs import get_logger
@@ -17,6 +18,11 @@ _RETIRE_AFTER_S = 3.0
 """A run that left the records plays on until its end mark, which lies 200 ms ahead, or this long."""
 _FORGET_EVERY_TICKS = 50
 _KEEP_PLAYED_TICKS = 10
+_UNDERRUN_TOLD_TICKS = 50
+"""A second without frames that nobody flagged is dead air, and told."""
+
+
+ProgrammeState = Literal["playing", "idle", "starved"]
 
 
 class Programme:
@@ -34,8 +40,9 @@ class Programme:
         self.guilds = 0
         self.run = 0
         self.underruns = 0
-        self.silence: Silence = Silence.BEFORE_START
-        """Why the last silent tick had no frame."""
+        self.state: ProgrammeState = "idle"
+        """What listeners hear: told of each change; `starved` is silence that nobody flagged."""
+        self._missing_ticks = 0
         self._frames = frames
         self._keys = keys
         self._clock = clock
@@ -84,25 +91,25 @@ class Programme:
         """The frame of a tick, or None; counts what should have been there."""
         ring = self._ring
         if ring.epoch_us is None:
-            self.silence = Silence.BEFORE_START
+            self.state = "idle"
             return None
         index = tick - epoch_tick(ring.epoch_us)
         if not tick % _FORGET_EVERY_TICKS:
             ring.forget_before(index - _KEEP_PLAYED_TICKS)
         found = ring.at(index)
-        if isinstance(found, Silence):
-            self.silence = found
-            if found is Silence.MISSING:
-                self.underruns += 1
+        if not isinstance(found, Silence):
+            self._missing_ticks = 0
+            self.state = "playing"
+            return found
+        if found is not Silence.MISSING:
+            self._missing_ticks = 0
+            self.state = "idle"
             return None
-        return found
-
-    def depth_frames(self, tick: int) -> int:
-        """Frames held at and after a tick."""
-        ring = self._ring
-        if ring.epoch_us is None or ring.next_index is None:
-            return 0
-        return max(0, ring.next_index - (tick - epoch_tick(ring.epoch_us)))
+        self.underruns += 1
+        self._missing_ticks += 1
+        if self._missing_ticks >= _UNDERRUN_TOLD_TICKS:
+            self.state = "starved"
+        return None
 
 
 async def _end(reader: asyncio.Task[None], store: Store) -> None:

@@ -25,7 +25,7 @@ LATENESS_BIN_US = 100
 _PAGE = mmap.PAGESIZE
 
 # words of the head
-LAYOUT, CLOCK_OFFSET_NS, STOPPING = 0, 1, 2
+LAYOUT, CLOCK_OFFSET_NS, SOCKETS = 0, 1, 2
 _HEAD_WORDS = 8
 # words of the sender's counters
 SENT, DROPPED, SKIPPED, SENDER_CPU_NS, SENDER_ERRNO = 0, 1, 2, 3, 4
@@ -50,7 +50,7 @@ class RowTable:
     """Views on the shared memory.
 
     Attributes:
-        head: i64 words: layout version, clock offset (common minus local, ns), stopping.
+        head: i64 words: layout version, clock offset (common minus local, ns), sockets that rows may name.
         counters: u64 words written by the sender.
         lateness: u64 histogram of packets by lateness, bins of 100 us, the last one open.
         sent_tick: i64 per slot, last tick that the sender is through with.

@@ -15,6 +15,7 @@ import array
 import ctypes
 import errno
 import gc
+import select
 import signal
 import socket
 import sys
@@ -38,11 +39,13 @@ from worker.fanout.rows import (
     SENDER_ERRNO,
     SENT,
     SKIPPED,
+    SOCKETS,
     RowTable,
 )
 
 LATEST_NS = 2 * TICK_NS
 """Packets later than two ticks are not sent: at most two of a guild leave in one tick."""
+_RECEIVE_EVERY_TICKS = 8
 _TERM_GRACE_NS = 2_000_000_000
 _CLOCK_MONOTONIC = 1
 _TIMER_ABSTIME = 1
@@ -177,10 +180,13 @@ class Sender:
         self._stopping_at_ns = time.monotonic_ns()
 
     def _replan(self) -> None:
-        """Take over a change of rows; sockets that it needs have been passed before the change was told."""
+        """Take over a change of rows; the sockets that it needs are on their way."""
         table = self._table
         self._layout = int(table.head[LAYOUT])
         self._receive_sockets()
+        while len(self._fds) < table.head[SOCKETS]:
+            select.select([self._sockets], [], [])
+            self._receive_sockets()
         active = np.flatnonzero(table.active.copy())  # numpy raises when the worker changes it meanwhile
         slots = table.slot[active]
         for slot in range(SLOTS):
@@ -240,6 +246,8 @@ class Sender:
                 slot = 0
                 tick += 1
                 table.counters[SENDER_CPU_NS] = time.process_time_ns()
+                if not tick % _RECEIVE_EVERY_TICKS:
+                    self._receive_sockets()  # also those that no row names yet, so that the worker never waits
                 if self._stopping_at_ns is not None:
                     now_ns = time.monotonic_ns()
                     if now_ns - self._stopping_at_ns > _TERM_GRACE_NS or now_ns - quiet_since_ns > 10 * TICK_NS:

@@ -6,12 +6,16 @@ import asyncio
 import os
 import socket
 import sys
+import time
+from collections import deque
 
 from shared.logs import get_logger
 from shared.settings import parse_clock_error
-from worker.fanout.rows import RowTable
+from worker.fanout.rows import SOCKETS, RowTable
 
-_RESTART_AFTER_S = 0.1
+_FIRST_BACKOFF_S = 0.1
+_LONGEST_BACKOFF_S = 5.0
+_HEALTHY_AFTER_S = 10.0
 _END_WITHIN_S = 1.0
 
 
@@ -22,6 +26,7 @@ class SenderProcess:
         self._table = table
         self._clock_error = parse_clock_error(clock_error)
         self._sockets: list[socket.socket] = []
+        self._unpassed: deque[socket.socket] = deque()
         self._link: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self.restarts = 0
@@ -33,15 +38,28 @@ class SenderProcess:
     def add_socket(self, one: socket.socket) -> None:
         """Hand over a socket; its number is the count of those before it. Before any row that uses it."""
         self._sockets.append(one)
+        self._table.head[SOCKETS] = len(self._sockets)
         if self._link is not None:
-            self._pass(self._link, one)
+            self._unpassed.append(one)
+            self._pass()
 
-    @staticmethod
-    def _pass(link: socket.socket, one: socket.socket) -> None:
-        try:
-            socket.send_fds(link, [b"s"], [one.fileno()])
-        except OSError as error:  # the sender just died: the next one gets all sockets
-            get_logger().warning("sender.unreachable", error=str(error))
+    def _pass(self) -> None:
+        """Pass sockets on in their order; what the link does not take now goes when it has room."""
+        loop = asyncio.get_running_loop()
+        link = self._link
+        while link is not None and self._unpassed:
+            try:
+                socket.send_fds(link, [b"s"], [self._unpassed[0].fileno()])
+            except BlockingIOError:
+                loop.add_writer(link, self._pass)
+                return
+            except OSError as error:  # the sender just died: the next one gets all sockets
+                get_logger().warning("sender.unreachable", error=str(error))
+                self._unpassed.clear()
+                break
+            self._unpassed.popleft()
+        if link is not None:
+            loop.remove_writer(link)
 
     async def start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -59,21 +77,36 @@ class SenderProcess:
             raise
         finally:
             theirs.close()
-        if self._link is not None:
-            self._link.close()
+        self._unlink()
+        ours.setblocking(False)
         self._link = ours
-        for one in self._sockets:
-            self._pass(ours, one)
+        self._unpassed = deque(self._sockets)
+        self._pass()
+
+    def _unlink(self) -> None:
+        if self._link is not None:
+            asyncio.get_running_loop().remove_writer(self._link)
+            self._link.close()
+            self._link = None
 
     async def watch(self) -> None:
         """Start the sender anew whenever it ends. Never returns."""
+        backoff_s = _FIRST_BACKOFF_S
         while True:
-            assert self._process is not None
-            status = await self._process.wait()
-            self.restarts += 1
-            get_logger().error("sender.died", status=status, restarts=self.restarts)
-            await asyncio.sleep(_RESTART_AFTER_S)
-            await self.start()
+            started_s = time.monotonic()
+            if self._process is not None:
+                status = await self._process.wait()
+                self.restarts += 1
+                get_logger().error("sender.died", status=status, restarts=self.restarts)
+            if time.monotonic() - started_s > _HEALTHY_AFTER_S:
+                backoff_s = _FIRST_BACKOFF_S
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(_LONGEST_BACKOFF_S, backoff_s * 2)
+            try:
+                await self.start()
+            except OSError as error:  # no process to be had just now
+                get_logger().error("sender.unstartable", error=str(error))
+                self._process = None
 
     async def stop(self) -> None:
         """End the sender; it has nothing left to send."""
@@ -85,6 +118,4 @@ class SenderProcess:
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        self._unlink()

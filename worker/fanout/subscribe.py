@@ -12,6 +12,7 @@ from typing import Any
 from shared.clock import CommonClock
 from shared.errors import ProtocolError, StoreError
 from shared.logs import get_logger
+from shared.protocol.opus import MAX_FRAME_BYTES
 from shared.schema.frame_entry import FIELD, FrameEntry, unpack
 from shared.store.client import Store
 from worker.fanout.grid import epoch_tick, tick_at
@@ -82,7 +83,10 @@ class Subscriber:
 
     def _read(self, entry_id: bytes, fields: dict[bytes, bytes]) -> FrameEntry | None:
         try:
-            return unpack(entry_id.decode(), fields.get(FIELD.encode(), b""))
+            entry = unpack(entry_id.decode(), fields.get(FIELD.encode(), b""))
+            if not all(1 <= len(packet) <= MAX_FRAME_BYTES for packet in entry.packets):
+                raise ProtocolError(f"frame entry {entry.id}: a packet that is no 20 ms of Opus")
+            return entry
         except ProtocolError as error:
             self.malformed += 1
             get_logger().warning("frames.malformed", error=error.message)

@@ -35,15 +35,20 @@ from shared.protocol.voice_gateway import (
 )
 
 CONNECT_TIMEOUT_S = 10.0
-STEP_TIMEOUT_S = 10.0
-"""For each answer of the handshake."""
+HANDSHAKE_TIMEOUT_S = 20.0
+"""From an open WebSocket to a key, or to the end of a resume."""
 DISCOVERY_EVERY_S = 1.0
 DISCOVERY_TRIES = 6
 KEEPALIVE_EVERY_S = 5.0
 DEAD_AFTER_UNACKED = 2
-"""At the server's own interval of 13.75 s a dead one is noticed within half a minute (section 2.4)."""
+"""At the server's own interval of 13.75 s a dead one is noticed after 28 to 41 s (section 2.4)."""
 RESUME_TRIES = 5
+STEADY_AFTER_S = 30.0
+"""A session that stood this long has its tries back."""
 CLOSE_TIMEOUT_S = 1.0
+_CLOSE_FOR_GOOD = 1000
+_CLOSE_TO_RESUME = 4000
+"""1000 would end the session on the server (section 2.5)."""
 _LARGEST_MESSAGE_BYTES = 1 << 20
 _MODE_BITS = {"microphone": 1, "soundshare": 2, "priority": 4}
 
@@ -66,6 +71,22 @@ class DatagramPort(Protocol):
 LeasePort = Callable[[tuple[str, int], Callable[[bytes], None]], DatagramPort]
 
 
+class Turns:
+    """Spreads TLS handshakes of a worker over time: one holds the loop for a millisecond or two, and the pace must not
+    wait for hundreds of them. Nobody holds a place, so a server that does not answer delays no other.
+    """
+
+    def __init__(self, apart_s: float) -> None:
+        self._apart_s = apart_s
+        self._next_s = 0.0
+
+    async def take(self) -> None:
+        """Wait for a turn of one's own."""
+        now_s = time.monotonic()
+        self._next_s = max(self._next_s + self._apart_s, now_s)
+        await asyncio.sleep(self._next_s - now_s)
+
+
 @dataclass(frozen=True, slots=True)
 class Media:
     """What is needed to send audio: handed over when a key came, and again when it changed."""
@@ -86,10 +107,10 @@ class VoiceConnection:
         http: client session that opens the WebSockets.
         tls: context that trusts the server.
         lease_port: gives a UDP 5-tuple towards the media server.
-        handshakes: how many WebSockets of this worker may be opened at once: a TLS handshake holds the loop for a
-            millisecond, and the pace must not wait for hundreds of them.
-        may_resume: returns once resuming is allowed (the worker's lease is valid).
+        turns: of this worker's handshakes.
+        may_resume: returns once resuming is allowed (`worker.membership.Membership.wait_clearance`).
         on_media: told of the key; the session is established, Speaking comes before the first packet.
+        on_link: told False when the WebSocket was lost and is being resumed, True when that is done.
         speaking: flags of op 5 while established.
     """
 
@@ -101,9 +122,10 @@ class VoiceConnection:
         http: aiohttp.ClientSession,
         tls: ssl.SSLContext,
         lease_port: LeasePort,
-        handshakes: asyncio.Semaphore,
+        turns: Turns,
         may_resume: Callable[[], Awaitable[None]],
         on_media: Callable[[Media], None],
+        on_link: Callable[[bool], None],
         speaking: int,
     ) -> None:
         self._gateway = VoiceGateway(credentials)
@@ -111,9 +133,10 @@ class VoiceConnection:
         self._http = http
         self._tls = tls
         self._lease_port = lease_port
-        self._handshakes = handshakes
+        self._turns = turns
         self._may_resume = may_resume
         self._on_media = on_media
+        self._on_link = on_link
         self._speaking = speaking
         self._log = get_logger().bind(guild=credentials.guild_id)
         self._socket: aiohttp.ClientWebSocketResponse | None = None
@@ -122,7 +145,8 @@ class VoiceConnection:
         self._discovered: asyncio.Future[tuple[str, int]] | None = None
         self._keepalives = 0
         self._discovery_ssrc = 0
-        self._gateway_was_up = False
+        self._up_since_s: float | None = None
+        self._keeping_alive = False
         self._closing = False
         self.resumes = 0
 
@@ -149,12 +173,14 @@ class VoiceConnection:
                     code = None
                 if self._closing:
                     return
-                tries = 0 if self._gateway_was_up else tries + 1
+                stood_s = time.monotonic() - self._up_since_s if self._up_since_s is not None else 0.0
+                tries = 1 if stood_s > STEADY_AFTER_S else tries + 1
                 if tries >= RESUME_TRIES:
                     raise VoiceError(f"not resumed after {tries} tries", code=ErrorCode.VOICE_UNREACHABLE)
                 self.resumes += 1
-                self._log.info("connection.resuming", close_code=code, attempt=tries + 1)
-                await asyncio.sleep(random.uniform(0, 0.25 * 2**tries))  # noqa: S311 - jitter
+                self._log.info("connection.resuming", close_code=code, attempt=tries)
+                self._on_link(False)
+                await asyncio.sleep(random.uniform(0, 0.25 * 2 ** (tries - 1)))  # noqa: S311 - jitter
                 await self._may_resume()
         finally:
             self._closing = True
@@ -166,9 +192,11 @@ class VoiceConnection:
 
     async def _serve_one_socket(self) -> None:
         """Open a WebSocket, shake hands, and stay until it ends. Raises what ended it."""
-        self._gateway_was_up = False
+        self._up_since_s = None
+        self._keeping_alive = False
         try:
-            async with self._handshakes, asyncio.timeout(CONNECT_TIMEOUT_S):
+            await self._turns.take()
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 websocket = await self._http.ws_connect(
                     self._url, ssl=self._tls, max_msg_size=_LARGEST_MESSAGE_BYTES, autoclose=False, compress=0
                 )
@@ -183,17 +211,18 @@ class VoiceConnection:
         finally:
             self._socket = None
             if not websocket.closed:
-                await _close_quietly(websocket, 1000)
+                await _close_quietly(websocket, _CLOSE_FOR_GOOD if self._closing else _CLOSE_TO_RESUME)
 
     async def _converse(self, websocket: aiohttp.ClientWebSocketResponse, group: asyncio.TaskGroup) -> None:
         gateway = self._gateway
         gateway.connected()
         await self._flush(websocket)
         helpers: list[asyncio.Task[None]] = []
+        deadline_s = time.monotonic() + HANDSHAKE_TIMEOUT_S
         try:
             while True:
                 established = gateway.state is State.ESTABLISHED
-                message = await self._receive(websocket, None if established else STEP_TIMEOUT_S)
+                message = await self._receive(websocket, None if established else deadline_s - time.monotonic())
                 if message.type is aiohttp.WSMsgType.TEXT:
                     events = gateway.receive_text(message.data)
                 elif message.type is aiohttp.WSMsgType.BINARY:
@@ -238,18 +267,26 @@ class VoiceConnection:
                         code=ErrorCode.E2EE_REQUIRED,
                         retryable=False,
                     )
-                self._gateway_was_up = True
+                self._up_since_s = self._up_since_s or time.monotonic()
                 assert self._port is not None
                 assert self._gateway.ssrc is not None
                 self._gateway.speaking(self._speaking)
                 self._on_media(Media(self._gateway.ssrc, self._remote, self._port.number, event.mode, event.secret_key))
-                return [group.create_task(self._keep_alive())]
+                return self._kept_alive(group)
             case Resumed():
-                self._gateway_was_up = True
+                self._up_since_s = time.monotonic()
                 self._gateway.speaking(self._speaking)
-                return [group.create_task(self._keep_alive())]
+                self._on_link(True)
+                return self._kept_alive(group)
             case _:
                 return []
+
+    def _kept_alive(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        """The keepalive of this WebSocket's time; a second key does not start a second one."""
+        if self._keeping_alive:
+            return []
+        self._keeping_alive = True
+        return [group.create_task(self._keep_alive())]
 
     async def _flush(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
         try:
@@ -317,7 +354,7 @@ class VoiceConnection:
                 await self._flush(websocket)
         except VoiceClosed:
             return  # the server was faster
-        await _close_quietly(websocket, 1000)
+        await _close_quietly(websocket, _CLOSE_FOR_GOOD)
 
 
 async def _close_quietly(websocket: aiohttp.ClientWebSocketResponse, code: int) -> None:
