@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -24,6 +25,14 @@ FAR_MS = 9_000_000_000_000
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Candidates ask often, so that tests do not wait for long."""
     monkeypatch.setattr(election, "RENEW_EVERY_S", 0.02)
+
+
+@pytest.fixture
+async def away() -> AsyncIterator[Store]:
+    """A client of a server that is not there."""
+    store = Store("unix:///nowhere/redis.sock")
+    yield store
+    await store.close()
 
 
 async def leader(store: Store, keys: Keys, host: str = "a") -> Leadership:
@@ -223,11 +232,10 @@ async def test_who_was_replaced_resigns_nothing(store: Store, keys: Keys) -> Non
 
 
 async def test_a_leader_without_redis_steps_down_when_its_lease_is_over(
-    keys: Keys, monkeypatch: pytest.MonkeyPatch
+    away: Store, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While Redis is away a leader waits; when its lease must have run out it leads no more."""
     monkeypatch.setattr(election, "LEASE_MS", 100)
-    away = Store("unix:///nowhere/redis.sock")
     one = Leadership(away, keys, "a")
     one.term = 5
     before = time.monotonic()
@@ -235,4 +243,3 @@ async def test_a_leader_without_redis_steps_down_when_its_lease_is_over(
         with pytest.raises(LeaseLost):
             await one.keep()
     assert time.monotonic() - before >= 0.1  # not before the lease can be over
-    await away.close()

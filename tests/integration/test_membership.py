@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -14,7 +15,7 @@ from shared.clock import NS_PER_MS, LocalClock
 from shared.schema import event as events
 from shared.schema.event import Event
 from shared.schema.records import GuildSpec, GuildStatus, GuildWant, WorkerRecord, WorkerStats
-from shared.store.client import Store
+from shared.store.client import Store, reach
 from shared.store.keys import Keys
 from worker.membership import LEASE_MS, Membership
 
@@ -33,6 +34,22 @@ class HandClock(LocalClock):
 
     def now_ns(self) -> int:
         return self.ns
+
+
+@pytest.fixture
+async def own_store(own_redis_server: RedisServer) -> AsyncIterator[Store]:
+    """A client of this test's own server, closed whatever comes."""
+    store = Store(own_redis_server.url)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def away() -> AsyncIterator[Store]:
+    """A client of a server that is not there."""
+    store = Store("unix:///nowhere/redis.sock")
+    yield store
+    await store.close()
 
 
 @pytest.fixture
@@ -124,16 +141,14 @@ async def test_a_beat_renews_without_being_waited_for(member: Membership, clock:
     await member.leave()
 
 
-async def test_a_beat_without_redis_leaves_the_lease_to_run_out(keys: Keys, clock: HandClock) -> None:
+async def test_a_beat_without_redis_leaves_the_lease_to_run_out(away: Store, keys: Keys, clock: HandClock) -> None:
     """An absence of Redis does not end the worker, and does not make its lease longer."""
-    away = Store("unix:///nowhere/redis.sock")
     member = Membership(away, keys, RECORD, clock)
     member.beat(1, WorkerStats())
     async with asyncio.timeout(BOUND_S):
         assert member._beating is not None
         await member._beating
     assert not member.lease_valid
-    await away.close()
 
 
 def want(generation: int, broadcast: str = "news") -> str:
@@ -168,21 +183,18 @@ async def test_a_worker_looks_without_a_call_too(
 
 
 async def test_a_worker_looks_again_after_an_outage(
-    own_redis_server: RedisServer, keys: Keys, clock: HandClock
+    own_redis_server: RedisServer, own_store: Store, keys: Keys, clock: HandClock
 ) -> None:
     """When Redis is back, `want` is read anew."""
-    store = Store(own_redis_server.url)
-    writer = store.sibling()
-    member = Membership(store, keys, RECORD, clock)
+    member = Membership(own_store, keys, RECORD, clock)
     async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):  # type: ignore[type-var]
         assert await anext(looks) == {}
         own_redis_server.stop()
         own_redis_server.start()
-        await writer.command("HSET", keys.want(RECORD.id), "guild:main:1", want(1))
+        await reach(own_store)
+        await own_store.command("HSET", keys.want(RECORD.id), "guild:main:1", want(1))
         while not await anext(looks):
             pass
-    await writer.close()
-    await store.close()
 
 
 async def test_an_entry_that_cannot_be_read_costs_no_other(store: Store, keys: Keys, member: Membership) -> None:

@@ -348,7 +348,20 @@ async def test_a_guild_without_credentials_is_asked_about_and_not_placed(pool: P
     assert pool.loads() == {"": 1}
     assert [event.type for event in await pool.events() if event.guild] == ["guild.voice_wanted"]
     await pool.guilds(1)
+    pool.recovery.renewed(next(iter(pool.registry.guilds)))
     await planner.step()
+    assert pool.loads() == {"a": 1}
+
+
+async def test_a_worker_whose_record_expired_is_not_judged_in_the_grace(pool: Pool) -> None:
+    """After a long outage all records are gone as all leases are; that alone takes no guild from its worker."""
+    planner = await pool.lead()
+    await pool.worker("a")
+    await pool.guilds(1)
+    await planner.step()
+    await pool.store.command("DEL", pool.keys.worker("a"), pool.keys.lease("a"))
+    again = await pool.lead()
+    await again.step()
     assert pool.loads() == {"a": 1}
 
 

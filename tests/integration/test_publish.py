@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -18,6 +19,22 @@ LEAD_MS = 1_000
 
 def entry(term: int, first: int, *packets: bytes, flags: Flags = Flags.NONE) -> FrameEntry:
     return FrameEntry(term, first, 20_000 * 85_000_000_000, 0, first * 960, packets or (b"\xfc",) * 5, flags)
+
+
+@pytest.fixture
+async def own_store(own_redis_server: RedisServer) -> AsyncIterator[Store]:
+    """A client of this test's own server, closed whatever comes."""
+    store = Store(own_redis_server.url, raw=True)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def away() -> AsyncIterator[Store]:
+    """A client of a server that is not there."""
+    store = Store("unix:///nowhere/redis.sock", raw=True)
+    yield store
+    await store.close()
 
 
 @pytest.fixture
@@ -111,23 +128,19 @@ async def test_a_stream_whose_run_has_ended_goes_in_a_minute(raw_store: Store, k
     assert 0 < await raw_store.command("PTTL", key) <= 60_000
 
 
-async def test_without_redis_it_is_not_known_whether_an_entry_is_there(key: str) -> None:
+async def test_without_redis_it_is_not_known_whether_an_entry_is_there(away: Store, key: str) -> None:
     """The publisher is told to repeat, and not that it was replaced."""
-    away = Store("unix:///nowhere/redis.sock", raw=True)
     with pytest.raises(StoreUnavailable):
         await Publisher(away, key, LEAD_MS).publish(entry(5, 0))
-    await away.close()
 
 
-async def test_a_full_redis_does_not_fence(own_redis_server: RedisServer, key: str) -> None:
+async def test_a_full_redis_does_not_fence(own_store: Store, key: str) -> None:
     """Out of memory is an absence: the same entry is published when there is room again."""
-    store = Store(own_redis_server.url, raw=True)
-    publisher = Publisher(store, key, LEAD_MS)
+    publisher = Publisher(own_store, key, LEAD_MS)
     await publisher.publish(entry(5, 0))
-    await store.command("CONFIG", "SET", "maxmemory", "1")
+    await own_store.command("CONFIG", "SET", "maxmemory", "1")
     with pytest.raises(StoreUnavailable):
         await publisher.publish(entry(5, 5))
-    await store.command("CONFIG", "SET", "maxmemory", "0")
+    await own_store.command("CONFIG", "SET", "maxmemory", "0")
     await publisher.publish(entry(5, 5))
-    assert [one.id for one in await stored(store, key)] == ["5-0", "5-5"]
-    await store.close()
+    assert [one.id for one in await stored(own_store, key)] == ["5-0", "5-5"]

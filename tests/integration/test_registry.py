@@ -151,7 +151,7 @@ async def test_a_refused_change_leaves_the_mirror_as_it_was(
 
 
 async def test_a_worker_without_a_lease_is_seen_as_such(store: Store, keys: Keys, registry: Registry) -> None:
-    """Lease and record are looked at anew each time; a record that expired is kept as gone until it is let go."""
+    """Lease and record are looked at anew each time; an expired record is no word of the worker's end."""
     await Membership(store, keys, RECORD, LocalClock()).join()
     await registry.look_at_workers()
     assert (registry.workers["w"].leased, registry.workers["w"].record.gone) == (True, False)
@@ -160,8 +160,8 @@ async def test_a_worker_without_a_lease_is_seen_as_such(store: Store, keys: Keys
     assert (registry.workers["w"].leased, registry.workers["w"].record.gone) == (False, False)
     await store.command("DEL", keys.worker("w"))
     await registry.look_at_workers()
-    assert (registry.workers["w"].leased, registry.workers["w"].record.gone) == (False, True)
-    assert (await loaded(store, keys)).workers["w"].record.gone
+    assert (registry.workers["w"].leased, registry.workers["w"].record.gone) == (False, False)
+    assert not (await loaded(store, keys)).workers["w"].leased
 
 
 async def test_statuses_are_looked_at_under_the_generation_in_force(

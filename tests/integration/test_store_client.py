@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from importlib.resources import files
 
@@ -24,6 +24,23 @@ SCRIPTS = sorted(
 )
 
 
+MakeStore = Callable[..., Store]
+
+
+@pytest.fixture
+async def new_store() -> AsyncIterator[MakeStore]:
+    """Makes clients and closes them, whatever comes."""
+    made: list[Store] = []
+
+    def make(url: str, *, block_s: float = 0.0) -> Store:
+        made.append(Store(url, block_s=block_s))
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.close()
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls give up soon, so that the test does not wait for long."""
@@ -39,19 +56,18 @@ def deaf() -> Iterator[str]:
         yield f"redis://127.0.0.1:{listening.getsockname()[1]}/0"
 
 
-async def test_a_server_that_is_not_there_is_unavailable() -> None:
+async def test_a_server_that_is_not_there_is_unavailable(new_store: MakeStore) -> None:
     """Nobody listens: the caller is told, and may try again."""
-    store = Store("unix:///nowhere/redis.sock")
+    store = new_store("unix:///nowhere/redis.sock")
     with pytest.raises(StoreUnavailable) as caught:
         await store.command("PING")
     assert caught.value.retryable
-    await store.close()
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_server_that_does_not_answer_is_unavailable(deaf: str) -> None:
+async def test_a_server_that_does_not_answer_is_unavailable(new_store: MakeStore, deaf: str) -> None:
     """No call hangs: one that is not answered in time ends with the same error, whichever kind it is."""
-    store = Store(deaf)
+    store = new_store(deaf)
     calls = [
         store.command("PING"),
         store.pipeline([("PING",)]),
@@ -62,10 +78,9 @@ async def test_a_server_that_does_not_answer_is_unavailable(deaf: str) -> None:
     async with asyncio.timeout(BOUND_S):
         ended = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(one) for one in ended] == [StoreUnavailable] * len(calls)
-    await store.close()
 
 
-async def test_nothing_is_tried_twice() -> None:
+async def test_nothing_is_tried_twice(new_store: MakeStore) -> None:
     """A command whose answer was lost may have been done: the client never repeats it by itself."""
     visits = 0
 
@@ -76,21 +91,21 @@ async def test_nothing_is_tried_twice() -> None:
         writer.close()
 
     server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
-    store = Store(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+    store = new_store(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
     with pytest.raises(StoreUnavailable):
         await store.command("INCR", "n")
     assert visits == 1
-    await store.close()
     server.close()
     await server.wait_closed()
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_blocking_read_waits_longer_than_a_call(redis_server: RedisServer, keys: Keys) -> None:
+async def test_a_blocking_read_waits_longer_than_a_call(
+    new_store: MakeStore, redis_server: RedisServer, keys: Keys
+) -> None:
     """A read that blocks is no call that hangs: its time is added to the time-out."""
-    store = Store(redis_server.url, block_s=0.5)
+    store = new_store(redis_server.url, block_s=0.5)
     assert not await store.command("XREAD", "BLOCK", 400, "STREAMS", keys.jobs, "0-0")
-    await store.close()
 
 
 async def test_a_refusal_is_no_absence(store: Store, keys: Keys) -> None:
@@ -110,13 +125,12 @@ async def test_an_id_that_is_not_above_the_last_is_told_apart(store: Store, keys
         await store.pipeline([("XADD", keys.jobs, "4-9", "f", "x"), ("PING",)])
 
 
-async def test_a_full_server_is_unavailable(own_redis_server: RedisServer) -> None:
+async def test_a_full_server_is_unavailable(new_store: MakeStore, own_redis_server: RedisServer) -> None:
     """Out of memory passes: what is refused for it may be tried again, and nobody is taken for fenced."""
-    store = Store(own_redis_server.url)
+    store = new_store(own_redis_server.url)
     await store.command("CONFIG", "SET", "maxmemory", "1")
     with pytest.raises(StoreUnavailable):
         await store.command("SET", "key", "value")
-    await store.close()
 
 
 async def test_a_transaction_is_done_whole_or_not_at_all(store: Store, keys: Keys) -> None:
@@ -127,11 +141,10 @@ async def test_a_transaction_is_done_whole_or_not_at_all(store: Store, keys: Key
     assert await store.transaction([("SET", keys.term, "1"), ("GET", keys.term)]) == [True, "1"]
 
 
-async def test_an_empty_pipeline_asks_nothing() -> None:
+async def test_an_empty_pipeline_asks_nothing(new_store: MakeStore) -> None:
     """Nothing to do needs no server."""
-    store = Store("unix:///nowhere/redis.sock")
+    store = new_store("unix:///nowhere/redis.sock")
     assert await store.pipeline([]) == []
-    await store.close()
 
 
 async def test_replies_are_text_or_bytes_as_asked(store: Store, raw_store: Store, keys: Keys) -> None:
@@ -176,9 +189,11 @@ async def test_a_listener_is_told_first_that_it_listens_then_the_channels(store:
         assert await anext(heard) is None
 
 
-async def test_a_listener_whose_server_ends_is_told(own_redis_server: RedisServer, keys: Keys) -> None:
+async def test_a_listener_whose_server_ends_is_told(
+    new_store: MakeStore, own_redis_server: RedisServer, keys: Keys
+) -> None:
     """Nobody waits at a dead line: the listener must come again, and look up what it missed."""
-    store = Store(own_redis_server.url)
+    store = new_store(own_redis_server.url)
     async with aclosing(store.hear([keys.wake_all], 30.0)) as heard, asyncio.timeout(BOUND_S):
         assert await anext(heard) is None
         own_redis_server.stop()
@@ -187,35 +202,32 @@ async def test_a_listener_whose_server_ends_is_told(own_redis_server: RedisServe
     own_redis_server.start()
     async with aclosing(store.hear([keys.wake_all], 30.0)) as again, asyncio.timeout(BOUND_S):
         assert await anext(again) is None
-    await store.close()
 
 
-async def test_a_server_that_comes_late_is_reached(own_redis_server: RedisServer) -> None:
+async def test_a_server_that_comes_late_is_reached(new_store: MakeStore, own_redis_server: RedisServer) -> None:
     """A process that starts before Redis waits for it, bounded."""
     own_redis_server.stop()
-    store = Store(own_redis_server.url)
+    store = new_store(own_redis_server.url)
     waiting = asyncio.create_task(reach(store))
     await asyncio.sleep(0)  # it begins to try
     own_redis_server.start()
     async with asyncio.timeout(BOUND_S):
         await waiting
-    await store.close()
 
 
-async def test_a_server_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_never_comes_is_given_up(new_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """At its start a process waits for Redis for a bounded time."""
     monkeypatch.setattr(client, "START_TIMEOUT_S", 0.3)
-    store = Store("unix:///nowhere/redis.sock")
+    store = new_store("unix:///nowhere/redis.sock")
     async with asyncio.timeout(BOUND_S):
         with pytest.raises(StoreUnavailable):
             await reach(store)
-    await store.close()
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_server_that_stood_still_is_used_again(own_redis_server: RedisServer) -> None:
+async def test_a_server_that_stood_still_is_used_again(new_store: MakeStore, own_redis_server: RedisServer) -> None:
     """After a time-out the next call does not get the late answer of the one before."""
-    store = Store(own_redis_server.url)
+    store = new_store(own_redis_server.url)
     await store.command("SET", "a", "1")
     os.kill(own_redis_server.pid, signal.SIGSTOP)
     try:
@@ -225,4 +237,3 @@ async def test_a_server_that_stood_still_is_used_again(own_redis_server: RedisSe
         os.kill(own_redis_server.pid, signal.SIGCONT)
     await reach(store)
     assert await store.command("ECHO", "mine") == "mine"
-    await store.close()

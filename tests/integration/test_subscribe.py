@@ -93,6 +93,14 @@ async def rig(redis_server: RedisServer, keys: Keys) -> AsyncIterator[Rig]:
     await made.close()
 
 
+@pytest.fixture
+async def own_rig(own_redis_server: RedisServer, keys: Keys) -> AsyncIterator[Rig]:
+    """On a server that may be stopped; the run has just begun."""
+    made = Rig(own_redis_server, keys.frames(17), 0)
+    yield made
+    await made.close()
+
+
 async def test_a_late_joiner_reads_back_to_the_frame_due_now(rig: Rig) -> None:
     """All from the frame due now on is there, and the stream was not read from its beginning."""
     await rig.fill(400)
@@ -193,9 +201,9 @@ async def test_a_malformed_entry_is_skipped_when_reading_on(rig: Rig) -> None:
     assert rig.subscriber.malformed == 2
 
 
-async def test_a_restart_of_redis_is_survived(own_redis_server: RedisServer, keys: Keys) -> None:
+async def test_a_restart_of_redis_is_survived(own_redis_server: RedisServer, own_rig: Rig) -> None:
     """While Redis is away the ring keeps what it has; when it is back, empty, the reader goes on."""
-    rig = Rig(own_redis_server, keys.frames(17), 0)
+    rig = own_rig
     await rig.fill(4)
     async with rig.reads():
         await rig.has(19)
@@ -206,4 +214,3 @@ async def test_a_restart_of_redis_is_survived(own_redis_server: RedisServer, key
         await rig.publisher.publish(entry(20))
         await rig.has(24)
     assert all(rig.ring.at(index) == packet(index) for index in range(25))
-    await rig.close()
