@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -134,7 +134,7 @@ class Membership:
         if self.may_identify:
             self._cleared.set()
 
-    async def wants(self, kind: type[_Want]) -> AsyncIterator[dict[str, _Want]]:
+    async def wants(self, kind: type[_Want]) -> AsyncGenerator[dict[str, _Want], None]:
         """What this worker shall do: at once, on every wake, every 2 s, and after every reconnect. Never ends."""
         decoder = msgspec.json.Decoder(kind)
         channels = [self.keys.wake(self.id), self.keys.wake_all]

@@ -162,7 +162,7 @@ async def test_a_worker_looks_at_once_and_on_every_call(
     """What stands in `want` is told at the start, then when the worker is called, and when all are."""
     monkeypatch.setattr("worker.membership.LOOK_EVERY_S", 10 * BOUND_S)
     await store.command("HSET", keys.want(RECORD.id), "guild:main:1", want(1))
-    async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):  # type: ignore[type-var]
+    async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):
         assert {name: one.generation for name, one in (await anext(looks)).items()} == {"guild:main:1": 1}
         for generation, channel in ((2, keys.wake(RECORD.id)), (3, keys.wake_all)):
             await store.command("HSET", keys.want(RECORD.id), "guild:main:1", want(generation))
@@ -175,7 +175,7 @@ async def test_a_worker_looks_without_a_call_too(
 ) -> None:
     """A call that was missed costs time and nothing else."""
     monkeypatch.setattr("worker.membership.LOOK_EVERY_S", 0.05)
-    async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):  # type: ignore[type-var]
+    async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):
         assert await anext(looks) == {}
         await store.command("HSET", keys.want(RECORD.id), "guild:main:1", want(1))
         while not await anext(looks):
@@ -187,7 +187,7 @@ async def test_a_worker_looks_again_after_an_outage(
 ) -> None:
     """When Redis is back, `want` is read anew."""
     member = Membership(own_store, keys, RECORD, clock)
-    async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):  # type: ignore[type-var]
+    async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):
         assert await anext(looks) == {}
         own_redis_server.stop()
         own_redis_server.start()
@@ -200,7 +200,7 @@ async def test_a_worker_looks_again_after_an_outage(
 async def test_an_entry_that_cannot_be_read_costs_no_other(store: Store, keys: Keys, member: Membership) -> None:
     """One guild of a later version does not take the worker from all."""
     await store.command("HSET", keys.want(RECORD.id), "guild:main:1", want(1), "guild:main:2", '{"generation":"x"}')
-    async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):  # type: ignore[type-var]
+    async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):
         assert "guild:main:1" in await anext(looks)
 
 
@@ -264,3 +264,23 @@ async def test_a_beat_under_way_does_not_bring_back_who_leaves(
     assert await store.command("EXISTS", keys.lease(RECORD.id)) == 0
     assert await store.command("HGET", keys.worker(RECORD.id), "gone") == "true"
     assert not member.lease_valid
+
+
+async def test_after_a_lapse_want_is_read_before_anybody_identifies(
+    store: Store, keys: Keys, member: Membership, clock: HandClock
+) -> None:
+    """A lease that ran out may have cost the worker its guilds: being renewed is not enough to identify."""
+    await member.join()
+    clock.ns += (LEASE_MS + 1) * NS_PER_MS
+    await member.renew(4, WorkerStats())
+    assert member.lease_valid
+    assert not member.may_identify
+    waiting = asyncio.create_task(member.wait_clearance())
+    wants = member.wants(GuildWant)
+    async with asyncio.timeout(BOUND_S):
+        await anext(wants)
+        assert not waiting.done()
+        await store.command("PUBLISH", keys.wake(RECORD.id), "look")
+        await anext(wants)
+        await waiting
+    await wants.aclose()

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from shared.store.client import Store
 from tests.media.audio import PROGRAMME, decode_file, write_audio
 from worker.encode.publish import Publisher
 from worker.encode.run import SourceRun
+from worker.encode.source import SourceChild
 
 PATIENCE_S = 30.0
 _runs = iter(range(1_000, 1_000_000))
@@ -257,3 +259,44 @@ async def test_a_source_that_runs_dry_flags_the_gap_and_returns_ahead_of_now(air
     assert_contiguous(entries[: marked + 1])
     assert entries[marked + 1].first_index > entries[marked].next_index
     assert np.all(np.diff([entry.first_index for entry in entries]) > 0)
+
+
+async def test_a_takeover_after_the_end_was_published_cuts_nothing(air: Air) -> None:
+    """Who takes over a run that is published to its end lets the rest be heard, and tells that it finished."""
+    name = clip(air.media, 2.0)
+    run = next(_runs)
+    first = air.want(name, run=run, term=10)
+    runner = air.start(first)
+    entries = await air.until_frames(first, 100)
+    async with asyncio.timeout(PATIENCE_S):
+        while Flags.ENDED not in entries[-1].flags:
+            await asyncio.sleep(0.02)
+            entries = await air.entries(first)
+    await runner.close()
+    air.told.clear()
+    second = air.start(air.want(name, run=run, term=11))
+    await air.until(lambda: bool(air.told))
+    assert air.told == [("ended", "finished", "")]
+    assert await air.entries(first) == entries
+    assert second.encodes == 0
+
+
+async def test_a_child_that_cannot_be_started_is_a_stall_like_any_other(
+    air: Air, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When no process is to be had just now, the source is told as stalled and tried again."""
+    tries = 0
+    start = SourceChild.start
+
+    async def no_process_at_first(*arguments: Any, **options: Any) -> SourceChild:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise BlockingIOError("no process to be had")
+        return await start(*arguments, **options)
+
+    monkeypatch.setattr(SourceChild, "start", no_process_at_first)
+    want = air.want(clip(air.media, 1.0), run=next(_runs), term=10)
+    air.start(want)
+    await air.until_frames(want, 50)
+    assert air.told[0] == ("stalled", "", ErrorCode.SOURCE_BROKEN)
