@@ -23,6 +23,8 @@ from worker.membership import Membership
 from worker.reporter import Reporter
 
 BOUND_S = 10.0
+KEPT = 8
+"""Reports that wait per record."""
 RECORD = WorkerRecord(id="w", name="w", role="fanout", host="h", capacity=9, headroom=9)
 
 
@@ -116,6 +118,30 @@ async def test_a_state_told_while_another_is_being_written_is_written(
         await reporter.flushed(BOUND_S)
     assert await status(store, key) == GuildStatus(state="playing", at=2)
     assert await told(store, keys) == ["guild.idle", "guild.playing"]
+
+
+async def test_a_flood_in_the_middle_of_a_write_costs_none_of_the_newest(
+    store: Store, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report that was pushed out while it was being written is not taken for the one that stands there now."""
+    membership = Membership(store, keys, RECORD, LocalClock())
+    reporter = Reporter(membership)
+    key = keys.guild("main", "1")
+    await store.command("HSET", key, "generation", 7)
+    report = membership.report
+
+    async def flooded(*arguments: Any) -> bool:
+        done = await report(*arguments)
+        monkeypatch.undo()
+        for at in range(2, 2 + KEPT):
+            tell(reporter, key, "playing", at)
+        return done
+
+    monkeypatch.setattr(membership, "report", flooded)
+    async with running(reporter):
+        tell(reporter, key, "idle", 1)
+        await reporter.flushed(BOUND_S)
+    assert await told(store, keys) == ["guild.idle"] + ["guild.playing"] * KEPT
 
 
 async def test_a_report_of_an_older_generation_holds_up_no_other(store: Store, keys: Keys) -> None:

@@ -158,7 +158,7 @@ class SourceChild:
                 return EncodedFrame(packet=body, item=header.item, position_samples=header.position_samples)
 
     async def close(self) -> None:
-        """Kill the child, reap it and close the pipe; may be called again, at any time.
+        """Kill the child, reap it, close the pipe; may be called again, at any time. Cancelled, it reaps all the same.
 
         Raises: TimeoutError: the kernel did not let a killed process go.
         """
@@ -166,6 +166,14 @@ class SourceChild:
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself
             self._process.kill()
         self._transport.close()
+        reaping = asyncio.ensure_future(self._reap())
+        try:
+            await asyncio.shield(reaping)
+        except asyncio.CancelledError:
+            await reaping
+            raise
+
+    async def _reap(self) -> None:
         async with asyncio.timeout(_REAP_TIMEOUT_S):
             await self._pipe_closed.wait()
             await self._process.wait()
