@@ -135,8 +135,13 @@ class Membership:
             self._cleared.set()
 
     async def wants(self, kind: type[_Want]) -> AsyncGenerator[dict[str, _Want], None]:
-        """What this worker shall do: at once, on every wake, every 2 s, and after every reconnect. Never ends."""
+        """What this worker shall do: at once, on every wake, every 2 s, and after every reconnect. Never ends.
+
+        As long as nothing has changed it is the same object.
+        """
         decoder = msgspec.json.Decoder(kind)
+        before: dict[str, str] = {}
+        wants: dict[str, _Want] = {}
         channels = [self.keys.wake(self.id), self.keys.wake_all]
         while True:
             try:
@@ -144,7 +149,9 @@ class Membership:
                     async for _ in woken:
                         lapses = self._lapses
                         raw: dict[str, str] = await self._store.command("HGETALL", self.keys.want(self.id))
-                        yield _readable(decoder, raw)
+                        if raw != before:  # most looks find nothing new
+                            before, wants = raw, _readable(decoder, raw)
+                        yield wants
                         self._lapses_read = lapses
                         self._clear()
             except StoreError as error:

@@ -30,11 +30,13 @@ from worker.membership import LEASE_MS, RENEW_EVERY_MS, Membership
 from worker.reporter import Reporter
 from worker.voice.connection import Turns
 
-AHEAD_TICKS = 5
-"""Packets are built 80 to 100 ms before they leave."""
+AHEAD_TICKS = 4
+"""Packets are built 60 to 80 ms before they leave."""
+LATE_NS = (AHEAD_TICKS - 1) * TICK_NS
+"""A pace that was held up for longer misses ticks."""
 _PAST_THE_TICK_NS = NS_PER_MS
 """The loop's timers count whole milliseconds and wake early: aimed at the tick itself, they would spin up to it."""
-HANDSHAKES_APART_S = 0.005
+HANDSHAKES_APART_S = 0.010
 _BEAT_TICKS = RENEW_EVERY_MS * NS_PER_MS // TICK_NS
 _GC_THRESHOLDS = (20_000, 20, 50)
 """Connections live long and packets leave no garbage: collect rarely."""
@@ -164,6 +166,8 @@ class FanoutWorker:
             if local_ns - last_seen_ns > LEASE_MS * NS_PER_MS:
                 get_logger().warning("pace.was_stopped", for_ms=(local_ns - last_seen_ns) // NS_PER_MS)
                 self._held_back = True
+            elif local_ns - last_seen_ns > LATE_NS:
+                get_logger().warning("pace.late", by_ms=(local_ns - last_seen_ns) // NS_PER_MS)
             last_seen_ns = local_ns
             due = tick_at(now_ns)
             if not self._held_back:
@@ -232,6 +236,8 @@ class FanoutWorker:
             self._held_back = False
 
     def _reconcile(self, wants: dict[str, GuildWant]) -> None:
+        if wants is self._wants:
+            return
         self._wants = wants
         for key in [key for key in self._sessions if key not in wants]:
             self._renew_session(key)

@@ -26,6 +26,7 @@ from shared.protocol.transport_crypto import choose_mode
 from shared.protocol.voice_gateway import (
     Credentials,
     Event,
+    HeartbeatAcked,
     Hello,
     Ready,
     Resumed,
@@ -147,6 +148,9 @@ class VoiceConnection:
         self._discovery_ssrc = 0
         self._up_since_s: float | None = None
         self._keeping_alive = False
+        self._speaking_heard = False
+        self._media: Media | None = None
+        """Waits for the server to have heard Speaking."""
         self._closing = False
         self.resumes = 0
 
@@ -270,12 +274,27 @@ class VoiceConnection:
                 self._up_since_s = self._up_since_s or time.monotonic()
                 assert self._port is not None
                 assert self._gateway.ssrc is not None
+                media = Media(self._gateway.ssrc, self._remote, self._port.number, event.mode, event.secret_key)
+                if self._speaking_heard:
+                    self._on_media(media)
+                    return []
+                # Nothing answers Speaking itself, but a heartbeat sent behind it is answered after it. Only then may
+                # audio start: a server that is busy with handshakes would else see RTP first, and close.
                 self._gateway.speaking(self._speaking)
-                self._on_media(Media(self._gateway.ssrc, self._remote, self._port.number, event.mode, event.secret_key))
+                self._gateway.heartbeat(time.time_ns() // 1_000_000)
+                self._media = media
                 return self._kept_alive(group)
+            case HeartbeatAcked():
+                if self._media is not None:
+                    media, self._media = self._media, None
+                    self._speaking_heard = True
+                    self._on_media(media)
+                return []
             case Resumed():
                 self._up_since_s = time.monotonic()
                 self._gateway.speaking(self._speaking)
+                if self._media is not None:
+                    self._gateway.heartbeat(time.time_ns() // 1_000_000)
                 self._on_link(True)
                 return self._kept_alive(group)
             case _:
