@@ -207,15 +207,18 @@ class VoiceConnection:
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise VoiceError(f"{self._url}: {error or 'no answer'}", code=ErrorCode.VOICE_UNREACHABLE) from error
         self._socket = websocket
+        failure: Exception | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._converse(websocket, group))
         except* (VoiceError, ProtocolError) as failed:
-            raise failed.exceptions[0] from None
+            failure = failed.exceptions[0]  # raised below: here, early releases of 3.11 would wrap it
         finally:
             self._socket = None
             if not websocket.closed:
                 await _close_quietly(websocket, _CLOSE_FOR_GOOD if self._closing else _CLOSE_TO_RESUME)
+        if failure is not None:
+            raise failure
 
     async def _converse(self, websocket: aiohttp.ClientWebSocketResponse, group: asyncio.TaskGroup) -> None:
         gateway = self._gateway
