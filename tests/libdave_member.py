@@ -69,14 +69,16 @@ class LibdaveMember:
             return [(28, made)] if made else []
         elif op in (29, 30):
             transition_id = int.from_bytes(body[:2], "big")
+            changes: object
             if op == 29:
-                roster = self._session.process_commit(body[2:])
+                changes = self._session.process_commit(body[2:])
             else:
-                roster = self._session.process_welcome(body[2:], self._recognised)
-            if not isinstance(roster, dict):
+                changes = self._session.process_welcome(body[2:], self._recognised)
+            if not isinstance(changes, dict):
                 self._init()
                 return [(31, {"transition_id": transition_id}), self._key_package()]
-            self._roster = {str(user) for user, key in roster.items() if key} | {self.user}
+            for user, key in changes.items():  # a member without a key is gone
+                (self._roster.add if key else self._roster.discard)(str(user))
             self._hear_others()
             return self._prepare(transition_id, 1)
         return []
@@ -129,6 +131,7 @@ class LibdaveMember:
                 decryptor.transition_to_key_ratchet(ratchet, 10.0)
 
     def _init(self) -> None:
+        """Begin anew. The library goes on telling changes of the last roster it told, so that is kept."""
         self._session.reset()
         self._session.init(1, self._channel_id, self.user)
 
