@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 
 from shared.clock import LocalClock
-from shared.protocol.transport_crypto import AES_GCM, new_sealer
+from shared.protocol.transport_crypto import AES_GCM
 from worker.fanout.build import Builder, Lane, Target
 from worker.fanout.grid import TICK_NS, tick_at
 from worker.fanout.rows import CLOCK_OFFSET_NS, DROPPED, RING_TICKS, SENDER_ERRNO, SENT, SKIPPED, RowTable
@@ -89,9 +89,8 @@ class Rig:
     def connect(self, socket_number: int = 0, remote: tuple[str, int] | None = None) -> int:
         """Open a row on the lane; returns its SSRC, which is its number plus one."""
         self._ssrc += 1
-        seal = new_sealer(AES_GCM, bytes(32))
         address = remote or self.ear.getsockname()
-        row = self.builder.open(Target(self._ssrc, address, socket_number, AES_GCM, seal))
+        row = self.builder.open(Target(self._ssrc, address, socket_number, AES_GCM, bytes(32)))
         self.builder.tune(row, self.lane)
         return self._ssrc
 

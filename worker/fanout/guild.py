@@ -10,7 +10,6 @@ import aiohttp
 
 from shared.errors import ErrorCode, GuildcastError, VoiceClosed, VoiceError
 from shared.logs import get_logger
-from shared.protocol.transport_crypto import new_sealer
 from shared.protocol.voice_gateway import Credentials
 from shared.schema.records import GuildState, GuildWant
 from shared.seal import VoiceSeal
@@ -115,9 +114,7 @@ class GuildSession:
         if media == self._media:
             return  # told again: under the same key the nonce goes on counting
         self._media = media
-        target = Target(
-            media.ssrc, media.remote, media.socket_number, media.mode, new_sealer(media.mode, media.secret_key)
-        )
+        target = Target(media.ssrc, media.remote, media.socket_number, media.mode, media.secret_key)
         if self._row is not None:
             self._builder.rekey(self._row, target)
             return
