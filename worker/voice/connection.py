@@ -129,7 +129,7 @@ class VoiceConnection:
         on_link: Callable[[bool], None],
         speaking: int,
     ) -> None:
-        self._gateway = VoiceGateway(credentials)
+        self._gateway = VoiceGateway(credentials, max_dave_protocol_version=0)
         self._url = f"wss://{endpoint}/?v=8"
         self._http = http
         self._tls = tls
@@ -312,8 +312,11 @@ class VoiceConnection:
 
     async def _flush(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
         try:
-            for text in self._gateway.data_to_send():
-                await websocket.send_str(text)
+            for message in self._gateway.data_to_send():
+                if isinstance(message, bytes):
+                    await websocket.send_bytes(message)
+                else:
+                    await websocket.send_str(message)
         except (aiohttp.ClientError, OSError) as error:
             raise VoiceClosed(1006, str(error)) from error
 
