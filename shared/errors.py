@@ -75,6 +75,8 @@ class ErrorCode(StrEnum):
     VOICE_CREDENTIALS_MISSING = "voice_credentials_missing"
     VOICE_CREDENTIALS_REJECTED = "voice_credentials_rejected"
     E2EE_REQUIRED = "e2ee_required"
+    E2EE_FAILED = "e2ee_failed"
+    E2EE_DOWNGRADED = "e2ee_downgraded"
     UDP_BLOCKED = "udp_blocked"
     # bytes of a peer
     MALFORMED_MESSAGE = "malformed_message"

@@ -28,7 +28,7 @@ from worker.fanout.sending import SenderProcess
 from worker.fanout.sockets import SocketPool
 from worker.membership import LEASE_MS, RENEW_EVERY_MS, Membership
 from worker.reporter import Reporter
-from worker.voice.connection import Turns
+from worker.voice.commons import Turns, VoiceShared
 
 AHEAD_TICKS = 4
 """Packets are built 60 to 80 ms before they leave."""
@@ -77,14 +77,14 @@ class FanoutWorker:
             per_guild=settings.udp_sockets == "per-guild",
             on_new=self._sender.add_socket,
         )
-        self._tls = ssl.create_default_context()
+        tls = ssl.create_default_context()
         if settings.tls_ca_file is not None:
-            self._tls.load_verify_locations(settings.tls_ca_file)
-        self._turns = Turns(HANDSHAKES_APART_S)
+            tls.load_verify_locations(settings.tls_ca_file)
         self._seal = VoiceSeal(settings.seal_key.get_secret_value() if settings.seal_key else None)
-        self._http = aiohttp.ClientSession(
+        http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
         )
+        self._voice = VoiceShared(http, tls, Turns(HANDSHAKES_APART_S))
         self._wants: dict[str, GuildWant] = {}
         self._sessions: dict[str, GuildSession] = {}
         self._changing: set[str] = set()
@@ -147,7 +147,7 @@ class FanoutWorker:
             await programme.close()
         await self._sender.stop()
         self._sockets.close()
-        await self._http.close()
+        await self._voice.http.close()
         await self._frames.close()
         await self._store.close()
         self._table.close()
@@ -193,14 +193,13 @@ class FanoutWorker:
                     self._tell_change(programme)
 
     def _tell_change(self, programme: Programme) -> None:
-        state: GuildState = "playing" if programme.state == "playing" else "idle"
         error = None
         if programme.state == "starved":
             get_logger().warning("ring.underran", broadcast=programme.broadcast, run=programme.run)
             error = SourceError("no frames come from the encoder", code=ErrorCode.SOURCE_STALLED)
         for session in self._sessions.values():
-            if session.row is not None and session.want.spec.broadcast == programme.broadcast:
-                session.tell(state, error)
+            if session.want.spec.broadcast == programme.broadcast:
+                session.tell_how_it_is(error)
 
     def _renew_session_of(self, row: int) -> None:
         for key, session in list(self._sessions.items()):
@@ -285,9 +284,7 @@ class FanoutWorker:
             membership=self._membership,
             builder=self._builder,
             sockets=self._sockets,
-            http=self._http,
-            tls=self._tls,
-            turns=self._turns,
+            shared=self._voice,
             seal=self._seal,
             lane_of=self._lane_of,
             tell=self._tell,

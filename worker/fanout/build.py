@@ -168,22 +168,31 @@ class Builder:
     def protect(self, row: int, protect: Protect | None) -> None:
         """From the next tick built on, encrypt a row's frames end to end; None: send them as they are.
 
-        What is built already goes out as it is: receivers keep the keys before for 10 s. Silence frames are never
-        encrypted, and a frame that cannot be is replaced by one.
+        What is built in the clear and not sent yet is void, what is encrypted goes out: receivers keep the keys before
+        for 10 s. Silence frames are never encrypted, and a frame that cannot be is replaced by one.
         """
+        before = self._protects.get(row)
+        if protect is before:
+            return
         if protect is None:
-            self._protects.pop(row, None)
+            del self._protects[row]
         else:
             self._protects[row] = protect
+            if before is None:
+                self._take_back(row)
         self._plan(row)
 
     def rekey(self, row: int, target: Target) -> None:
         """Go on under a new transport key: what is built under the old one and not sent yet is void."""
+        self._take_back(row)
+        self._key(row, target)
+
+    def _take_back(self, row: int) -> None:
+        """Void what is built and not sent, and go on in its place."""
         voided = self._void(row)
         self._sequences[row] = (int(self._sequences[row]) - voided) % 2**16
         # Silence that was voided is owed again; a row that is on the air owes all of it anyway.
         self._owed_silence[row] = min(SILENCE_FRAMES, int(self._owed_silence[row]) + voided)
-        self._key(row, target)
 
     def _void(self, row: int) -> int:
         """Take back what is built and not sent; returns how many packets.
