@@ -12,7 +12,7 @@ import aiohttp
 from shared.clock import NS_PER_MS, NS_PER_S, CommonClock, LocalClock, unix_ms
 from shared.errors import ErrorCode, GuildcastError, SourceError, StoreError, VoiceClosed
 from shared.logs import get_logger
-from shared.schema.event import Event
+from shared.schema.event import guild_event
 from shared.schema.records import GuildState, GuildStatus, GuildWant, WorkerRecord, WorkerStats
 from shared.seal import VoiceSeal
 from shared.settings import Settings, parse_clock_error
@@ -315,37 +315,18 @@ class FanoutWorker:
             programme.follow(int(run or 0))
 
     def _tell(self, session: GuildSession, state: GuildState, error: GuildcastError | None) -> None:
-        spec, at = session.want.spec, unix_ms()
-        code = str(error.code) if error else ""
-        message = error.message if error else ""
-        close_code = error.close_code if isinstance(error, VoiceClosed) else None
-        self._reporter.tell(
-            self._keys.guild(spec.bot, spec.guild),
-            session.want.generation,
-            GuildStatus(
-                state=state,
-                at=at,
-                worker=self._membership.id,
-                slot=session.slot,
-                code=code,
-                message=message,
-                close_code=close_code,
-            ),
-            Event(
-                type=f"guild.{state}",  # type: ignore[arg-type]
-                at=at,
-                job=spec.job,
-                bot=spec.bot,
-                guild=spec.guild,
-                channel=spec.channel,
-                broadcast=spec.broadcast,
-                worker=self._membership.id,
-                generation=session.want.generation,
-                code=code,
-                message=message,
-                close_code=close_code,
-            ),
+        spec, generation, worker = session.want.spec, session.want.generation, self._membership.id
+        status = GuildStatus(
+            state=state,
+            at=unix_ms(),
+            worker=worker,
+            slot=session.slot,
+            code=str(error.code) if error else "",
+            message=error.message if error else "",
+            close_code=error.close_code if isinstance(error, VoiceClosed) else None,
         )
+        event = guild_event(spec, status, worker=worker, generation=generation)
+        self._reporter.tell(self._keys.guild(spec.bot, spec.guild), generation, status, event)
 
 
 def capacity_within(files: int, wanted: int) -> int:
