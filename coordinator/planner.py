@@ -80,12 +80,17 @@ class Planner:
     async def _ask_for_voice(self) -> None:
         now_s = time.monotonic()
         change = Change(self._registry)
-        mute = [one for one in self._registry.guilds.values() if one.spec.voice is None and not one.worker]
-        for guild in mute:
+        for guild in self._mute_guilds():
             self._recovery.overdue(guild, now_s, change)
-        for guild in self._recovery.questions_due(mute, now_s):
+        await change.commit(self._leadership)
+        change = Change(self._registry)  # what was overdue may be over
+        for guild in self._recovery.questions_due(self._mute_guilds(), now_s):
             self._recovery.wants_voice(guild, now_s, change)
         await change.commit(self._leadership)
+
+    def _mute_guilds(self) -> list[Guild]:
+        """Guilds that nobody can connect: they have no credentials."""
+        return [guild for guild in self._registry.guilds.values() if guild.spec.voice is None and not guild.worker]
 
     def _rooms(self, role: WorkerRole) -> list[Room]:
         assigned: dict[str, int] = {}

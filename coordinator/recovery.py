@@ -181,11 +181,13 @@ class Recovery:
         trouble = self._troubles.get(guild.key)
         if trouble is None:
             return 0.0
-        if guild.spec.voice is None or not trouble.question_open:  # of the user's own accord, not because it was asked
+        if guild.spec.voice is not None and trouble.question_open:
+            trouble.due_s = now_s  # asked for, and counted then
+        else:  # of the user's own accord
             trouble.worn_out, trouble.renewals = False, 0
+            trouble.due_s = trouble.spent_until_s()
         trouble.question_open = trouble.unanswered = trouble.waits = False
         trouble.same = 0
-        trouble.due_s = trouble.spent_until_s()
         return max(0.0, trouble.due_s - now_s)
 
     def failed(self, guild: Guild, failure: Failure, now_s: float, change: Change) -> None:

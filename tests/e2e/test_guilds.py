@@ -125,6 +125,40 @@ async def test_a_guild_whose_session_is_void_is_heard_again_with_new_credentials
     await assert_undisturbed(stack, others)
 
 
+async def test_a_guild_whose_bot_was_moved_is_heard_where_it_is_now(stack: Stack, radio: str) -> None:
+    """Close code 4014, and guild.voice says where the bot is now: the guild is heard there."""
+    moved, *others = await stack.join(3, radio)
+    await stack.discord.fault(moved, "close", code=4014)
+    wanted = await stack.wait_event("guild.voice_wanted", guild=moved)
+    assert (wanted.reason, wanted.close_code, wanted.rejoin) == ("disconnected", 4014, False)
+    channel = str(int(moved) + 10**17 + 1)
+    await stack.do("guild.voice", guild=moved, channel=channel, voice=await stack.voice(moved, channel))
+    await stack.wait_state([moved], "playing")
+    await stack.hear_more([moved], 25)
+    first, second = await stack.sessions(moved)
+    assert (first.close_code, first.close_by) == (4014, "server")
+    assert not faults_of(second)
+    await assert_undisturbed(stack, others)
+
+
+async def test_guilds_that_are_not_wanted_stay_out_and_touch_no_other(stack: Stack, radio: str) -> None:
+    """Kicked and nobody says otherwise, or refused for good: no further session, and the status says why."""
+    kicked, refused, *others = await stack.join(4, radio)
+    await stack.discord.fault(kicked, "close", code=4014)
+    await stack.discord.fault(refused, "close", code=4021)
+    failed = await stack.wait_event("guild.failed", guild=refused, final=True)
+    assert failed.close_code == 4021
+    stopped = await stack.wait_event("guild.stopped", guild=kicked)
+    assert (stopped.code, stopped.final) == ("kicked", True)
+    await assert_undisturbed(stack, others)
+    for guild, state in ((kicked, "stopped"), (refused, "failed")):
+        worker, status = await stack.guild(guild)
+        assert worker == ""
+        assert status is not None
+        assert (status.state, status.final) == (state, True)
+        assert len(await stack.sessions(guild)) == 1
+
+
 async def test_a_dropped_websocket_is_resumed_without_a_lost_packet(stack: Stack, radio: str) -> None:
     """A broken TCP connection costs no packet and no session: it is resumed with the same ssrc."""
     dropped, *others = await stack.join(3, radio)

@@ -476,6 +476,21 @@ def test_not_even_the_user_can_make_a_storm() -> None:
     assert scene.guild.worker == "w"
 
 
+def test_the_answer_to_the_last_question_is_used() -> None:
+    """Credentials that were asked for do not age because the question was the last of a dozen attempts."""
+    scene = Scene(WANTING)
+    for _ in range(ATTEMPTS - 1):
+        scene.due()
+        scene.passes(ANSWER_WITHIN_S)
+        scene.step()
+    assert scene.due()
+    assert scene.renew() == 0.0
+    scene.step()
+    assert scene.guild.worker == "w"
+    (event,) = scene.fail(4006)
+    assert event.code == "too_many_attempts"
+
+
 def test_moving_the_bot_about_is_no_failure() -> None:
     """However often people move the bot, each move is followed at once."""
     scene = Scene()
