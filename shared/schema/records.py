@@ -122,6 +122,8 @@ class WorkerStats(Record, frozen=True, kw_only=True):
     """Longest time from Session Description to a group that can send."""
     clear_frames_refused: int = 0
     """Frames that were not sent because they could not be encrypted end to end."""
+    messages_malformed: int = 0
+    """Messages of voice gateways that could not be read."""
     lateness_p999_us: int = 0
     cpu_ns: int = 0
     """Worker and its children, user and system."""

@@ -137,7 +137,7 @@ async def test_a_guild_whose_bot_was_moved_is_heard_where_it_is_now(stack: Stack
     await stack.hear_more([moved], 25)
     first, second = await stack.sessions(moved)
     assert (first.close_code, first.close_by) == (4014, "server")
-    assert not faults_of(second)
+    assert not await stack.faults(second)
     await assert_undisturbed(stack, others)
 
 

@@ -9,11 +9,11 @@ import time
 
 import aiohttp
 
-from shared.clock import NS_PER_MS, NS_PER_S, CommonClock, LocalClock, unix_ms
-from shared.errors import ErrorCode, GuildcastError, SourceError, StoreError, VoiceClosed
+from shared.clock import NS_PER_MS, NS_PER_S, CommonClock, LocalClock
+from shared.errors import ErrorCode, SourceError, StoreError
 from shared.logs import get_logger
-from shared.schema.event import guild_event
-from shared.schema.records import GuildState, GuildStatus, GuildWant, WorkerRecord, WorkerStats
+from shared.schema.event import EventType, guild_event
+from shared.schema.records import GuildStatus, GuildWant, WorkerRecord, WorkerStats
 from shared.seal import VoiceSeal
 from shared.settings import Settings, parse_clock_error
 from shared.store import time_sync
@@ -210,7 +210,7 @@ class FanoutWorker:
         return max(0, self._capacity - len(self._sessions) - len(self._ending))
 
     def _stats(self) -> WorkerStats:
-        counters = self._table.counters
+        counters, voice = self._table.counters, self._voice.counters
         return WorkerStats(
             at_ns=time.monotonic_ns(),
             guilds=sum(session.row is not None for session in self._sessions.values()),
@@ -218,6 +218,12 @@ class FanoutWorker:
             packets_dropped=int(counters[DROPPED]),
             ticks_skipped=self._ticks_skipped + int(counters[SKIPPED]),
             underruns=sum(programme.underruns for programme in self._programmes.values()),
+            dave_epochs=voice.epochs,
+            dave_failures=voice.failures,
+            dave_downgrades=voice.downgrades,
+            dave_ready_ms_max=voice.ready_ms_max,
+            clear_frames_refused=self._builder.unprotected,
+            messages_malformed=voice.malformed_messages,
             lateness_p999_us=lateness_quantile_us(self._table.lateness, 0.999),
             cpu_ns=time.process_time_ns() + int(counters[SENDER_CPU_NS]),
         )
@@ -314,18 +320,11 @@ class FanoutWorker:
         for programme, run in zip(programmes, runs, strict=True):
             programme.follow(int(run or 0))
 
-    def _tell(self, session: GuildSession, state: GuildState, error: GuildcastError | None) -> None:
-        spec, generation, worker = session.want.spec, session.want.generation, self._membership.id
-        status = GuildStatus(
-            state=state,
-            at=unix_ms(),
-            worker=worker,
-            slot=session.slot,
-            code=str(error.code) if error else "",
-            message=error.message if error else "",
-            close_code=error.close_code if isinstance(error, VoiceClosed) else None,
-        )
-        event = guild_event(spec, status, worker=worker, generation=generation)
+    def _tell(self, session: GuildSession, status: GuildStatus, kind: EventType | None) -> None:
+        spec, generation = session.want.spec, session.want.generation
+        event = None
+        if kind is not None:
+            event = guild_event(spec, status, kind, worker=self._membership.id, generation=generation)
         self._reporter.tell(self._keys.guild(spec.bot, spec.guild), generation, status, event)
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from msgspec import structs
+
+from shared.clock import unix_ms
 from shared.errors import ErrorCode, GuildcastError, VoiceClosed, VoiceError
 from shared.logs import get_logger
 from shared.protocol.voice_gateway import Credentials
-from shared.schema.records import GuildState, GuildWant
+from shared.schema.event import EventType
+from shared.schema.records import GuildState, GuildStatus, GuildWant
 from shared.seal import VoiceSeal
 from worker.fanout.build import Builder, Lane, Target
 from worker.fanout.sockets import SocketPool
@@ -22,7 +26,8 @@ _POLL_S = 0.02
 EMPTY_AFTER_S = 10.0
 """A channel that is known to be empty for so long gets no packets until somebody comes."""
 
-Tell = Callable[["GuildSession", GuildState, GuildcastError | None], None]
+Tell = Callable[["GuildSession", GuildStatus, EventType | None], None]
+"""Takes a guild's status and the kind of event that goes with it: none for a mere detail."""
 
 
 class GuildSession:
@@ -31,7 +36,7 @@ class GuildSession:
     Args:
         want: what the coordinator asked for.
         lane_of: the lane of a broadcast.
-        tell: takes the guild's state; called on each change.
+        tell: told of each change.
     """
 
     def __init__(
@@ -57,7 +62,7 @@ class GuildSession:
         self._row: int | None = None
         self._media: Media | None = None
         self._connection: VoiceConnection | None = None
-        self._told: GuildState | None = None
+        self._told: GuildStatus | None = None
         self._deserted = False
         self._desertion: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -172,10 +177,40 @@ class GuildSession:
             self.tell("playing")
 
     def tell(self, state: GuildState, error: GuildcastError | None = None) -> None:
-        """Report a state, once per change."""
-        if state != self._told:
-            self._told = state
-            self._tell(self, state, error)
+        """Report a state once, and details as they change: the number of listeners with an event of its own."""
+        before, status = self._told, self._status(state, error)
+        if before is not None and status == structs.replace(before, at=status.at):
+            return
+        self._told = status
+        new_state = before is None or status.state != before.state
+        self._tell(self, status, f"guild.{state}" if new_state else None)  # type: ignore[arg-type]
+        if status.listeners is not None and (before is None or status.listeners != before.listeners):
+            self._tell(self, status, "guild.listeners")
+        if before is not None and before.dave_protocol_version and status.dave_protocol_version == 0:
+            self._tell(self, status, "guild.dave_downgraded")
+
+    def _status(self, state: GuildState, error: GuildcastError | None) -> GuildStatus:
+        status = GuildStatus(
+            state=state,
+            at=unix_ms(),
+            worker=self._membership.id,
+            slot=self.slot,
+            code=str(error.code) if error else "",
+            message=error.message if error else "",
+            close_code=error.close_code if isinstance(error, VoiceClosed) else None,
+        )
+        connection = self._connection
+        if connection is None or state == "failed":
+            return status
+        return structs.replace(
+            status,
+            listeners=None if connection.others is None else len(connection.others),
+            dave_protocol_version=connection.dave.version,
+            privacy_code=connection.dave.privacy_code,
+            mls_epoch=connection.dave.mls_epoch,
+            gateway_version=connection.gateway_version,
+            backend_version=connection.backend_version,
+        )
 
     def update(self, want: GuildWant) -> None:
         """Take over what may change under the same generation: the broadcast."""

@@ -152,6 +152,7 @@ class VoiceConnection:
         self.resumes = 0
         self.others: set[str] | None = None
         """Users in the channel besides us; None while the server has not said."""
+        self.gateway_version = self._gateway.version
         self.backend_version = ""
         self.dave = Dave(
             self._gateway,
