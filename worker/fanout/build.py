@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from shared.errors import ErrorCode, VoiceError
 from shared.protocol import rtp
 from shared.protocol.opus import FRAME_SAMPLES, SILENCE_FRAME
-from shared.protocol.transport_crypto import NONCE_SUFFIX_BYTES, TAG_BYTES, Seal, nonce_bytes
+from shared.protocol.transport_crypto import NONCE_SUFFIX_BYTES, TAG_BYTES, Buffer, Seal, nonce_bytes, seal_view
 from worker.fanout.grid import SLOTS, choose_slot
 from worker.fanout.rows import ADDRESS_BYTES, HEAD, LAYOUT, PACKET_BYTES, RING_TICKS, RowTable
 
@@ -30,8 +30,8 @@ _LAST_NONCE = 2**32 - 2**20
 _REST_TICKS = 50
 """A row given back rests for a second, so that the sender cannot mix its old and its next connection."""
 
-_Work = tuple[Seal, memoryview, memoryview, int]
-"""Seal, nonce and header of one row, and where its ciphertext begins within one tick of the ring."""
+_Work = tuple[Seal, Buffer, Buffer, list[Buffer], int]
+"""Seal, nonce and header of one row, the ring's memory tick by tick, and where in it the row's ciphertext begins."""
 FrameAt = Callable[[int], bytes | None]
 """The frame that a lane plays at a tick, or None."""
 
@@ -75,7 +75,8 @@ class Builder:
         self._table = table
         rows = table.rows
         self._work: list[_Work] = [_NO_WORK] * rows
-        self._memory = [memoryview(table.packets[ring].reshape(-1)) for ring in range(RING_TICKS)]
+        self._memory: dict[str, list[Buffer]] = {}
+        """The packets of each ring tick, as the sealers of a mode take them."""
         # Headers are made once per tick in a place of their own that stays in the cache, then copied into the packets.
         self._headers = np.zeros((rows, rtp.HEADER_BYTES), np.uint8)
         self._head = self._headers.reshape(-1).view(HEAD)
@@ -126,9 +127,16 @@ class Builder:
 
     def _key(self, row: int, target: Target) -> None:
         self._nonces[row] = 0
-        nonce = memoryview(self._nonces[row])[: nonce_bytes(target.mode)]
-        header = memoryview(self._headers[row])
-        self._work[row] = (target.seal, nonce, header, row * PACKET_BYTES + rtp.HEADER_BYTES)
+        nonce = seal_view(target.mode, self._nonces[row, : nonce_bytes(target.mode)].data)
+        header = seal_view(target.mode, self._headers[row].data)
+        start = row * PACKET_BYTES + rtp.HEADER_BYTES
+        self._work[row] = (target.seal, nonce, header, self._memory_for(target.mode), start)
+
+    def _memory_for(self, mode: str) -> list[Buffer]:
+        if mode not in self._memory:
+            packets = self._table.packets
+            self._memory[mode] = [seal_view(mode, packets[ring].reshape(-1).data) for ring in range(RING_TICKS)]
+        return self._memory[mode]
 
     def rekey(self, row: int, target: Target) -> None:
         """Go on under a new transport key: what is built under the old one and not sent yet is void."""
@@ -237,9 +245,8 @@ class Builder:
         packets = table.packets[ring]
         packets[rows, : rtp.HEADER_BYTES] = self._headers[rows]
         packets[rows, end : end + NONCE_SUFFIX_BYTES] = self._nonces[rows, :NONCE_SUFFIX_BYTES]
-        memory = self._memory[ring]
-        for seal, nonce, header, start in work:
-            seal(nonce, frame, header, memory[start : start + sealed])
+        for seal, nonce, header, memory, start in work:
+            seal(nonce, frame, header, memory[ring][start : start + sealed])
         table.length[ring][rows] = end + NONCE_SUFFIX_BYTES
         table.due[ring][rows] = tick
 
@@ -248,4 +255,4 @@ def _no_seal(*_: object) -> None:
     raise RuntimeError("a row without a connection was built for")
 
 
-_NO_WORK: _Work = (_no_seal, memoryview(b""), memoryview(b""), 0)
+_NO_WORK: _Work = (_no_seal, b"", b"", [b""] * RING_TICKS, 0)
