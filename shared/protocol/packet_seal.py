@@ -3,6 +3,8 @@
 Per packet remains one call into C: packet, nonce and key of a connection stay where they are, so their pointers are
 made once. That is half the cost of a cipher object per connection, and 32 bytes of key where that takes a kilobyte.
 
+Modes that Discord has discontinued, and AES-GCM on a processor without it, take plain functions instead.
+
 The module never runs `sodium_init`: AEAD under a nonce of ours does not need it, and it swaps in vector code for
 XChaCha20 that is slower below 600 bytes. So what the processor can do is read from the kernel instead.
 
@@ -20,7 +22,15 @@ import numpy as np
 from nacl._sodium import ffi, lib
 from numpy.typing import NDArray
 
-from shared.protocol.transport_crypto import AES_GCM, KEY_BYTES, NONCE_SUFFIX_BYTES, XCHACHA, seal_packet
+from shared.protocol.transport_crypto import (
+    AES_GCM,
+    KEY_BYTES,
+    NONCE_SUFFIX_BYTES,
+    XCHACHA,
+    XSALSA,
+    XSALSA_SUFFIX,
+    seal_packet,
+)
 
 Pointer = Any
 """`unsigned char *` of cffi."""
@@ -35,7 +45,7 @@ _FUNCTIONS: dict[str, Encrypt] = {
     AES_GCM: lib.crypto_aead_aes256gcm_encrypt,
     XCHACHA: lib.crypto_aead_xchacha20poly1305_ietf_encrypt,
 }
-_SUFFIX_BYTES = {"xsalsa20_poly1305_suffix": 24, "xsalsa20_poly1305": 0}
+_SUFFIX_BYTES = {XSALSA_SUFFIX: 24, XSALSA: 0}
 _CPU_FLAGS = ({"aes", "pclmulqdq", "avx"}, {"aes", "pmull"})
 """What libsodium's AES-GCM takes, on x86-64 and on ARM."""
 
@@ -59,7 +69,7 @@ def _encrypt_slowly(
     nonce: Pointer,
     key: Pointer,
 ) -> int:
-    counter = int.from_bytes(ffi.buffer(nonce, NONCE_SUFFIX_BYTES), "big")
+    counter = int.from_bytes(ffi.buffer(nonce, suffix_bytes(mode) or NONCE_SUFFIX_BYTES), "big")
     clear = bytes(ffi.buffer(header, header_bytes))
     packet = seal_packet(mode, bytes(ffi.buffer(key, KEY_BYTES)), clear, frame, counter)
     ffi.memmove(out, packet[header_bytes:], len(packet) - header_bytes)

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt
 
 from shared.errors import VoiceError
-from shared.protocol.transport_crypto import AES_GCM, XCHACHA
+from shared.protocol.transport_crypto import AES_GCM, MODES, XCHACHA, open_packet
 from worker.fanout.build import Builder, Lane, Target
 from worker.fanout.rows import LAYOUT, RING_TICKS, RowTable
 
@@ -62,8 +62,10 @@ class Connection:
         header, sealed, suffix = data[:12], data[12:-4], data[-4:]
         if self.mode == AES_GCM:
             frame = AESGCM(self.key).decrypt(suffix + bytes(8), sealed, header)
-        else:
+        elif self.mode == XCHACHA:
             frame = crypto_aead_xchacha20poly1305_ietf_decrypt(sealed, header, suffix + bytes(20), self.key)
+        else:
+            frame = open_packet(self.mode, self.key, data)
         return Packet(sequence, timestamp, ssrc, int.from_bytes(suffix, "big"), frame)
 
     def must(self, tick: int) -> Packet:
@@ -115,9 +117,9 @@ def span(first: int, number: int) -> range:
     return range(START + first, START + first + number)
 
 
-@pytest.mark.parametrize("mode", [AES_GCM, XCHACHA])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_packet_is_opened_by_its_receiver(rig: Rig, mode: str) -> None:
-    """Header, frame and counter stand where the voice protocol has them, for either mode."""
+    """Header, frame and counter stand where the voice protocol has them, in every mode."""
     connection = rig.connect(mode, ssrc=0xDEADBEEF)
     rig.play(START)
     packet = connection.must(START)

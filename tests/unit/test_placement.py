@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.placement import Pace, Room, place
@@ -60,7 +60,6 @@ def test_nobody_is_given_anything_without_workers() -> None:
     assert place([], [empty("a", 3)]) == {}
 
 
-@settings(deadline=None)
 @given(_rooms, st.integers(0, 300))
 def test_no_room_is_overfilled_and_no_item_waits_while_there_is_room(rooms: list[Room], number: int) -> None:
     """Whatever the rooms: within each, and as many as fit."""
@@ -72,7 +71,6 @@ def test_no_room_is_overfilled_and_no_item_waits_while_there_is_room(rooms: list
     assert len(placed) == min(number, sum(max(0, room.free) for room in rooms))
 
 
-@settings(deadline=None)
 @given(_rooms, st.integers(0, 60), st.integers(0, 60))
 def test_two_passes_before_a_renewal_fill_no_more_than_one(rooms: list[Room], first: int, second: int) -> None:
     """What the first pass gave counts in the second, though no worker has told of it."""
@@ -84,7 +82,6 @@ def test_two_passes_before_a_renewal_fill_no_more_than_one(rooms: list[Room], fi
         assert load[room.worker] <= room.headroom
 
 
-@settings(deadline=None)
 @given(_rooms, st.integers(0, 100))
 def test_what_is_left_is_level(rooms: list[Room], number: int) -> None:
     """A worker that was given something is not left with less room than another, but for one."""
