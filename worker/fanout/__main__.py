@@ -11,15 +11,15 @@ from shared.process import die_with_parent, raise_file_limit
 from shared.schema.records import WorkerRecord
 from shared.settings import Settings
 from worker.fanout.app import FanoutWorker, capacity_within
-from worker.fanout.library_output import LibraryOutput
 from worker.identity import host_name, read_identity
+from worker.voice.library_log import LibraryLog
 
 
 def main() -> None:
     identity = read_identity(sys.argv[1:])
     die_with_parent(identity.parent, signal.SIGTERM)
     files = raise_file_limit()
-    library_output = LibraryOutput()
+    LibraryLog("dave").install()
 
     async def work(settings: Settings, stop: asyncio.Event) -> None:
         capacity = capacity_within(files, settings.worker_capacity)
@@ -32,12 +32,7 @@ def main() -> None:
             capacity=capacity,
             headroom=capacity,
         )
-        loop = asyncio.get_running_loop()
-        library_output.follow(loop)
-        try:
-            await FanoutWorker(settings, record, identity.ports).run(stop)
-        finally:
-            library_output.unfollow(loop)
+        await FanoutWorker(settings, record, identity.ports).run(stop)
 
     run_process("fanout", identity.name, work)
 

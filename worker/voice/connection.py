@@ -161,6 +161,7 @@ class VoiceConnection:
             counters=shared.counters,
             turns=shared.mls_turns,
             required=shared.dave_required,
+            receiving=False,
             on_change=owner.changed,
             log=self._log,
         )

@@ -48,6 +48,7 @@ _RECOVERIES_WITHIN_S = 60.0
 _LARGEST_TRANSITIONS = 64
 """Transitions that may be prepared and not executed; more of them only a broken server has."""
 _CODE_DIGITS, _CODE_GROUP = 30, 5
+_OLD_KEYS_S = 10.0
 
 Protect = Callable[[bytes], bytes | None]
 
@@ -67,6 +68,7 @@ class Dave:
         counters: of the worker.
         turns: held during MLS work.
         required: refuse to send without end-to-end encryption.
+        receiving: follow the keys of the others, too, for `decrypt`.
         on_change: called when `version`, `ready`, `protect` or `privacy_code` may have changed.
     """
 
@@ -79,6 +81,7 @@ class Dave:
         counters: VoiceCounters,
         turns: asyncio.Lock,
         required: bool,
+        receiving: bool,
         on_change: Callable[[], None],
         log: FilteringBoundLogger,
     ) -> None:
@@ -88,6 +91,7 @@ class Dave:
         self._counters = counters
         self._turns = turns
         self._required = required
+        self._decryptors: dict[str, dave.Decryptor] | None = {} if receiving else None
         self._on_change = on_change
         self._log = log
         self._session: dave.Session | None = None
@@ -119,6 +123,13 @@ class Dave:
     def protect(self) -> Protect | None:
         """What a frame goes through before it leaves; None: nothing. Only while `ready`."""
         return self._encrypt if self.version else None
+
+    def decrypt(self, user_id: str, frame: bytes) -> bytes | None:
+        """The Opus frame that a member sent; None where it cannot be decrypted, or receiving was not asked for."""
+        if self.version == 0:
+            return frame
+        decryptor = (self._decryptors or {}).get(user_id)
+        return decryptor.decrypt(dave.MediaType.audio, frame) if decryptor else None
 
     def members(self, others: set[str]) -> None:
         """Take over who else is in the channel: nobody else may be proposed for the group."""
@@ -249,15 +260,17 @@ class Dave:
             return
         self._applied.add(mls_epoch)
         self.mls_epoch = mls_epoch + 1
-        self._entered(transition_id)
+        self._entered(transition_id, answer)
 
     def _welcome(self, transition_id: int, welcome: bytes) -> None:
-        if self._session is None or self._session.process_welcome(welcome, self._recognised()) is None:
+        changes = self._session.process_welcome(welcome, self._recognised()) if self._session is not None else None
+        if changes is None:
             self._recover(transition_id, "welcome")
             return
-        self._entered(transition_id)
+        self._entered(transition_id, changes)
 
-    def _entered(self, transition_id: int) -> None:
+    def _entered(self, transition_id: int, changes: dict[int, list[int]]) -> None:
+        """A group or epoch was entered; `changes` are those of its members, without a key where one is gone."""
         assert self._session is not None
         ratchet = self._session.get_key_ratchet(self._user_id)
         authenticator = self._session.get_last_epoch_authenticator()
@@ -265,7 +278,24 @@ class Dave:
             self._recover(transition_id, "group without keys")
             return
         self.privacy_code = dave.generate_displayable_code(authenticator, _CODE_DIGITS, _CODE_GROUP)
+        if self._decryptors is not None:
+            self._follow_others(self._session, self._decryptors, changes)
         self._prepare(transition_id, self._negotiated, ratchet)
+
+    def _follow_others(
+        self, session: dave.Session, decryptors: dict[str, dave.Decryptor], changes: dict[int, list[int]]
+    ) -> None:
+        """Receivers take the next keys at once and keep those before for 10 s; senders switch in between."""
+        for number, key in changes.items():
+            user_id = str(number)
+            if not key:
+                decryptors.pop(user_id, None)
+            elif user_id != self._user_id:
+                decryptors.setdefault(user_id, dave.Decryptor())
+        for user_id, decryptor in decryptors.items():
+            ratchet = session.get_key_ratchet(user_id)
+            if ratchet is not None:
+                decryptor.transition_to_key_ratchet(ratchet, _OLD_KEYS_S)
 
     def _recover(self, transition_id: int, what: str) -> None:
         """Say that a message could not be used, and begin again; the others take us out and in again."""
@@ -297,6 +327,9 @@ class Dave:
         if transition_id == 0:
             self._execute(version, ratchet)
             return
+        if not version:
+            for decryptor in (self._decryptors or {}).values():
+                decryptor.transition_to_passthrough_mode(True)
         while len(self._pending) >= _LARGEST_TRANSITIONS:
             del self._pending[next(iter(self._pending))]
         if ratchet is None and transition_id in self._pending:
@@ -312,6 +345,8 @@ class Dave:
         if not version and self._required:
             raise VoiceError("the server ordered to send without end-to-end encryption", code=ErrorCode.E2EE_DOWNGRADED)
         self.version = version
+        for decryptor in (self._decryptors or {}).values():
+            decryptor.transition_to_passthrough_mode(not version)
         if not version:
             self.privacy_code = ""
             self._encryptor.set_key_ratchet(None)
