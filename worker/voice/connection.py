@@ -33,11 +33,13 @@ from shared.protocol.voice_gateway import (
     Ready,
     Resumed,
     SessionDescription,
+    Speaking,
     State,
     VoiceGateway,
 )
 from worker.voice.commons import VoiceShared
 from worker.voice.dave import MAX_VERSION, Dave
+from worker.voice.receive.receiver import Receiver
 
 CONNECT_TIMEOUT_S = 10.0
 HANDSHAKE_TIMEOUT_S = 20.0
@@ -113,6 +115,7 @@ class VoiceConnection:
         may_resume: returns once resuming is allowed (`worker.membership.Membership.wait_clearance`).
         owner: told of the session.
         speaking: flags of op 5 while established.
+        receiver: takes what others send; None: nobody listens.
     """
 
     def __init__(
@@ -125,6 +128,7 @@ class VoiceConnection:
         may_resume: Callable[[], Awaitable[None]],
         owner: Owner,
         speaking: int,
+        receiver: Receiver | None = None,
     ) -> None:
         self._gateway = VoiceGateway(credentials, max_dave_protocol_version=MAX_VERSION)
         self._url = f"wss://{endpoint}/?v={self._gateway.version}"
@@ -134,6 +138,7 @@ class VoiceConnection:
         self._may_resume = may_resume
         self._owner = owner
         self._speaking = speaking
+        self._receiver = receiver
         self._log = get_logger().bind(guild=credentials.guild_id)
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._port: DatagramPort | None = None
@@ -147,6 +152,8 @@ class VoiceConnection:
         self._media: Media | None = None
         """Waits for the server to have heard Speaking."""
         self._closing = False
+        self._described = False
+        """Session Description came: there is a key to receive with."""
         self._refused: set[str] = set()
         """Kinds of malformed messages that were logged."""
         self.resumes = 0
@@ -161,7 +168,7 @@ class VoiceConnection:
             counters=shared.counters,
             turns=shared.mls_turns,
             required=shared.dave_required,
-            receiving=False,
+            receiving=receiver is not None,
             on_change=owner.changed,
             log=self._log,
         )
@@ -286,6 +293,8 @@ class VoiceConnection:
             case Ready():
                 if self._port is not None:
                     self._port.release()
+                if self._receiver is not None:
+                    self._receiver.begin_session(lambda user, frame: self.dave.decrypt(str(user), frame))
                 mode = choose_mode(event.modes)
                 self._remote = (event.ip, event.port)
                 self._port = self._lease_port(self._remote, self._receive_datagram)
@@ -295,6 +304,9 @@ class VoiceConnection:
                 self._up_since_s = self._up_since_s or time.monotonic()
                 assert self._port is not None
                 assert self._gateway.ssrc is not None
+                if self._receiver is not None:
+                    self._receiver.rekey(event.mode, event.secret_key)
+                self._described = True
                 media = Media(self._gateway.ssrc, self._remote, self._port.number, event.mode, event.secret_key)
                 if self._speaking_heard:
                     self._owner.media(media)
@@ -324,6 +336,10 @@ class VoiceConnection:
             case ClientDisconnected():
                 self._part(event.user_id)
                 return []
+            case Speaking():
+                if self._receiver is not None:
+                    self._receiver.speaking(int(event.user_id), event.ssrc)
+                return []
             case BackendVersion():
                 self.backend_version = f"{event.voice}/{event.rtc_worker}"
                 self._owner.changed()
@@ -337,6 +353,8 @@ class VoiceConnection:
         self._owner.changed()
 
     def _part(self, user: str) -> None:
+        if self._receiver is not None:
+            self._receiver.user_left(int(user))
         if self.others and user in self.others:
             self.others = self.others - {user}
             self.dave.members(self.others)
@@ -397,8 +415,10 @@ class VoiceConnection:
         await self._flush(websocket)
 
     def _receive_datagram(self, datagram: bytes) -> None:
-        """Only the answer to a discovery matters yet; audio of others is not listened to."""
+        """The answer to a discovery, then what others send, if somebody listens."""
         if self._discovered is None or self._discovered.done():
+            if self._receiver is not None and self._described:
+                self._receiver.datagram(datagram)
             return
         try:
             found = ip_discovery.parse_response(datagram, self._discovery_ssrc)
