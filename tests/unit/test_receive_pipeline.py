@@ -369,6 +369,39 @@ def test_four_silences_do_not_end_a_talk() -> None:
     assert rig.frames() == [opus(0), *[SILENCE_FRAME] * (CLOSING_SILENCES - 1), opus(CLOSING_SILENCES)]
 
 
+def test_silences_within_a_talk_do_not_add_up() -> None:
+    """Only five in a row end it."""
+    rig = Rig()
+    rig.speaking()
+    for number in range(40):
+        rig.send(number, opus(number) if number % 4 == 0 else SILENCE_FRAME)
+        rig.wait(FRAME_NS)
+    assert rig.stops() == 0
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_after_a_pause_frames_are_held_as_before_it(goes_on: bool) -> None:
+    """Whether or not the sender's timestamp went on: what overtakes after the pause is put in order again."""
+    rig = Rig()
+    rig.speaking()
+    rig.talk([0, 1, 2])
+    rig.wait(10 * NS_PER_S)
+    pause_samples = 500 * 960 if goes_on else 0
+
+    def resume(number: int) -> None:
+        header = pack_header(number, number * 960 + pause_samples, ALICE_SSRC)
+        rig.receive(seal_packet(AES_GCM, KEY, header, opus(number), 1_000 + number))
+
+    resume(4)
+    rig.wait(DEPTH_NS // 2)
+    resume(3)
+    rig.wait(NS_PER_S)
+    assert rig.frames() == opuses(0, 1, 2, 3, 4)
+    assert (rig.stops(), rig.pipeline.lost) == (2, 0)
+    timestamps = [event.timestamp_samples for event in rig.events if isinstance(event, Frame)]
+    assert timestamps == [0, 960, 1_920, 2_880 + pause_samples, 3_840 + pause_samples]
+
+
 def test_a_talk_ends_when_nothing_comes() -> None:
     """100 ms after the last packet, and behind its last frame."""
     rig = Rig()

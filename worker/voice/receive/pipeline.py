@@ -270,7 +270,7 @@ class Pipeline:
                 continue
             for timestamp_samples, frame in talker.jitter.pop(now_ns):
                 self._say(talker, timestamp_samples, frame, events)
-            if not talker.jitter and now_ns >= talker.heard_ns + IDLE_NS:
+            if now_ns >= talker.heard_ns + IDLE_NS:  # longer than anything is held
                 talker.jitter.rebase()
                 del self._active[talker.user_id]
                 events += self._stop(talker)
