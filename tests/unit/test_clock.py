@@ -131,6 +131,22 @@ def test_time_never_goes_back_and_never_runs(steps: list[tuple[int, int, int]]) 
         before_local, before = local.now_ns(), after
 
 
+def test_another_servers_time_is_slewed_to_and_not_stepped() -> None:
+    """After a failover only the new server's measurements count, and time goes on without a jump."""
+    local = HandClock()
+    clock = CommonClock(local)
+    measure(clock, local, 0, 0)
+    clock.change_server()
+    assert clock.synchronised
+    before = off_by_ns(clock, local)
+    local.true_ns += NS_PER_S
+    sent_ns = local.now_ns()
+    local.true_ns += 60 * NS_PER_MS  # worse than what was measured before, and all there is
+    clock.observe(sent_ns, local.now_ns(), local.server_us() - 30_000 + 4_000)
+    assert clock.error_ns == pytest.approx(4 * NS_PER_MS, abs=1_000)
+    assert abs(off_by_ns(clock, local) - before) <= 1_060 * NS_PER_MS * MAX_SLEW_PPM // 1_000_000
+
+
 def test_a_step_takes_the_whole_error_at_once() -> None:
     """While nothing is sent, the clock may jump."""
     local = HandClock()

@@ -12,9 +12,9 @@ from shared.logs import get_logger
 from shared.schema.event import broadcast_event
 from shared.schema.records import BroadcastState, BroadcastStatus, SourceWant, WorkerRecord, WorkerStats
 from shared.settings import Settings, parse_clock_error
-from shared.store import time_sync
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
+from shared.store.time_sync import TimeSync
 from worker.encode.publish import Publisher
 from worker.encode.run import SourceRun
 from worker.membership import RENEW_EVERY_MS, Membership
@@ -50,11 +50,12 @@ class EncodeWorker:
         try:
             if not await reach(self._store, stop):
                 return
-            await time_sync.synchronise(self._store, self._clock)
+            time_sync = TimeSync(self._store, self._keys, self._clock)
+            await time_sync.synchronise()
             await self._membership.join()
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(time_sync.follow(self._store, self._clock), name="clock"),
+                    group.create_task(time_sync.follow(), name="clock"),
                     group.create_task(self._reconcile_for_ever(), name="want"),
                     group.create_task(self._reporter.run(), name="reporter"),
                     group.create_task(self._beat(), name="beat"),

@@ -16,9 +16,9 @@ from shared.schema.event import EventType, guild_event
 from shared.schema.records import GuildStatus, GuildWant, WorkerRecord, WorkerStats
 from shared.seal import VoiceSeal
 from shared.settings import Settings, parse_clock_error
-from shared.store import time_sync
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
+from shared.store.time_sync import TimeSync
 from worker.fanout.build import Builder, Lane
 from worker.fanout.grid import TICK_NS, tick_at
 from worker.fanout.guild import GuildSession
@@ -104,7 +104,8 @@ class FanoutWorker:
         try:
             if not await reach(self._store, stop):
                 return
-            await time_sync.synchronise(self._store, self._clock)
+            time_sync = TimeSync(self._store, self._keys, self._clock)
+            await time_sync.synchronise()
             self._table.head[CLOCK_OFFSET_NS] = self._clock.offset_ns()
             await self._sender.start()
             await self._membership.join()
@@ -112,7 +113,7 @@ class FanoutWorker:
                 pace = group.create_task(self._pace(), name="pace")
                 reporting = group.create_task(self._reporter.run(), name="reporter")
                 others = [
-                    group.create_task(time_sync.follow(self._store, self._clock), name="clock"),
+                    group.create_task(time_sync.follow(), name="clock"),
                     group.create_task(self._reconcile_for_ever(), name="want"),
                     group.create_task(self._sender.watch(), name="sender"),
                 ]
