@@ -1,168 +1,233 @@
-"""Transport encryption of voice packets: the two "rtpsize" modes that are alive.
+"""Transport encryption of voice packets, in all seven modes.
 
-    packet = clear header | ciphertext | tag (16 bytes) | counter (4 bytes)
-    nonce  = counter (4 bytes, big endian) | zero bytes
+    rtpsize   clear header with CSRC list and extension word | sealed | nonce suffix
+    others    clear header of 12 bytes                       | sealed | nonce suffix
 
-The clear header is authenticated. Counters belong to the caller: a (key, counter) pair is never used twice.
+    mode                              cipher               nonce                   sealed      service
+    aead_aes256_gcm_rtpsize           AES-256-GCM          suffix of 4 | zeros     ct | tag    live, preferred
+    aead_xchacha20_poly1305_rtpsize   XChaCha20-Poly1305   suffix of 4 | zeros     ct | tag    live, always offered
+    xsalsa20_poly1305_lite_rtpsize    XSalsa20-Poly1305    suffix of 4 | zeros     tag | ct    until November 2024
+    aead_aes256_gcm                   AES-256-GCM          suffix of 4 | zeros     ct | tag    until November 2024
+    xsalsa20_poly1305_lite            XSalsa20-Poly1305    suffix of 4 | zeros     tag | ct    until November 2024
+    xsalsa20_poly1305_suffix          XSalsa20-Poly1305    suffix of 24            tag | ct    until November 2024
+    xsalsa20_poly1305                 XSalsa20-Poly1305    clear header | zeros    tag | ct    until November 2024
 
-Source: voice protocol reference, sections 4.3 to 4.5; RFC 5116 (AEAD); draft-irtf-cfrg-xchacha.
+AES-GCM and XChaCha20 authenticate the clear header, XSalsa20 does not. Counters belong to the caller: a (key, counter)
+pair is never used twice. The fast path of the sending side is `new_sealer` with `seal_view`; it serves every mode with
+a suffix of 4 bytes, because their packets share one layout where the header has 12 bytes. All else is for receiving,
+for rare packets and for tests.
+
+Source: voice protocol reference, sections 4.3 to 4.5; RFC 5116 (AEAD); draft-irtf-cfrg-xchacha; NaCl (secretbox).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 # The library object, not nacl.bindings, whose functions cost eight times as much. Importing nacl.bindings also runs
-# sodium_init: not needed for AEAD under a nonce of ours, and it swaps in vector code that is slower below 600 bytes.
+# sodium_init: not needed for ciphers under a nonce of ours, and it swaps in vector code that is slower below 600 bytes.
 from nacl._sodium import ffi, lib
 
 from shared.errors import ErrorCode, MalformedPacket, NonceExhausted, VoiceError
-from shared.protocol.rtp import parse_header
+from shared.protocol.rtp import HEADER_BYTES, RtpPacket, parse_header, split_packet
 
 AES_GCM = "aead_aes256_gcm_rtpsize"
 XCHACHA = "aead_xchacha20_poly1305_rtpsize"
+XSALSA_LITE_RTPSIZE = "xsalsa20_poly1305_lite_rtpsize"
+AES_GCM_FIXED = "aead_aes256_gcm"
+XSALSA_LITE = "xsalsa20_poly1305_lite"
+XSALSA_SUFFIX = "xsalsa20_poly1305_suffix"
+XSALSA = "xsalsa20_poly1305"
 
 KEY_BYTES = 32
 TAG_BYTES = 16
 NONCE_SUFFIX_BYTES = 4
+"""Of all modes in the fast path."""
 MAX_COUNTER = 2 ** (8 * NONCE_SUFFIX_BYTES) - 1
+RTCP_CLEAR_BYTES = 8
+"""Clear part of an RTCP packet: its first word and the sender's SSRC."""
 
-_NONCE_BYTES = {AES_GCM: 12, XCHACHA: 24}  # in order of preference
-_XCHACHA_NONCE_BYTES = _NONCE_BYTES[XCHACHA]
+_AES_NONCE_BYTES = 12
+_SODIUM_NONCE_BYTES = 24  # XChaCha20 and XSalsa20
 
 Buffer = bytes | bytearray | memoryview
 Seal = Callable[[Buffer, Buffer, Buffer, Buffer], object]
-"""``seal(nonce, frame, header, out)``: out receives ciphertext and tag, header is authenticated only.
+"""``seal(nonce, frame, header, out)``: out receives what is sealed; header is authenticated, but for XSalsa20.
 
 ``nonce`` has exactly `nonce_bytes` bytes, ``out`` is writable and has exactly ``len(frame) + TAG_BYTES``.
-Raises ValueError for an ``out`` of another length. What it returns means nothing.
+Raises ValueError for an ``out`` of another length. What it returns means nothing. Fastest with ``frame`` as bytes and
+nonce and header as `seal_view` gives them, and out as a slice of such a view.
 """
 
 
+class _Cipher(NamedTuple):
+    nonce_bytes: int
+    new_sealer: Callable[[bytes], Seal]
+    open: Callable[[bytes, bytes, bytes, bytes], bytes]
+    """(key, nonce, sealed, clear) -> plain."""
+
+
+class _Mode(NamedTuple):
+    cipher: _Cipher
+    suffix_bytes: int
+    rtpsize: bool
+    """Whether CSRC list and extension word are clear."""
+
+
 def choose_mode(offered: Sequence[str]) -> str:
-    """Choose the encryption mode for Select Protocol: AES-GCM where offered, else XChaCha20.
+    """Choose the encryption mode for Select Protocol: AES-GCM, else XChaCha20, else a discontinued one.
 
     Args:
         offered: modes of Ready.
-    Raises: VoiceError: voice_mode_unsupported, not retryable; none of the two is offered.
+    Raises: VoiceError: voice_mode_unsupported, not retryable; none of the seven is offered.
     Source: voice protocol reference, section 4.4.
     """
-    for mode in _NONCE_BYTES:
+    for mode in MODES:
         if mode in offered:
             return mode
-    raise _unsupported(f"the voice server offers {', '.join(offered) or 'no mode'}")
+    raise _unsupported(f"the voice server offers {', '.join(offered) or 'no mode'}", MODES)
 
 
 def nonce_bytes(mode: str) -> int:
-    """Length of a mode's whole nonce: 12 for AES-GCM, 24 for XChaCha20.
+    """Length of a mode's whole nonce: 12 for AES-GCM, 24 for the others.
 
-    Raises: VoiceError: voice_mode_unsupported; the mode is neither of the two.
+    Raises: VoiceError: voice_mode_unsupported; the mode is none of the seven.
     """
-    try:
-        return _NONCE_BYTES[mode]
-    except KeyError:
-        raise _unsupported(f"{mode} is not known") from None
+    return _mode(mode).cipher.nonce_bytes
 
 
 def new_sealer(mode: str, key: bytes) -> Seal:
     """Make the function that seals frames under one key, the fast path of the sending side.
 
     Args:
-        mode: `AES_GCM` or `XCHACHA`.
+        mode: one with a suffix of 4 bytes; packet = header of 12 bytes | what is sealed | first 4 bytes of the nonce.
         key: 32 bytes, from Session Description.
     Returns: see `Seal`; it copies nothing and keeps no counter.
-    Raises: VoiceError: voice_mode_unsupported. ValueError: the key has another length.
+    Raises: VoiceError: voice_mode_unsupported; also for the two modes whose packets have another layout.
+        ValueError: the key has another length.
     Source: voice protocol reference, section 4.4.
     """
-    nonce_bytes(mode)
-    _check_key(key)
-    if mode == AES_GCM:
-        return AESGCM(key).encrypt_into
-    return _new_xchacha_sealer(key)
+    if _mode(mode).suffix_bytes != NONCE_SUFFIX_BYTES:
+        raise _unsupported(f"{mode} cannot be sent", FAST_MODES)
+    return _new_sealer(mode, key)
 
 
-def _new_xchacha_sealer(key: bytes) -> Seal:
-    """XChaCha20-Poly1305 through libsodium; everything it needs is bound once."""
-    encrypt = lib.crypto_aead_xchacha20poly1305_ietf_encrypt
-    from_buffer = ffi.from_buffer
-    array = ffi.typeof("unsigned char[]")
-    null = ffi.NULL
-    key_array = from_buffer(array, bytes(key))  # keeps the bytes alive
+def seal_view(mode: str, memory: Buffer) -> Buffer:
+    """View memory in the form that a mode's `Seal` takes as it is: made once, sliced for each packet.
 
-    def seal(nonce: Buffer, frame: Buffer, header: Buffer, out: Buffer) -> None:
-        frame_bytes = len(frame)
-        # C checks no length: these two are what keeps it inside the buffers
-        if len(out) != frame_bytes + TAG_BYTES or len(nonce) != _XCHACHA_NONCE_BYTES:
-            raise ValueError(f"out has {len(out)} bytes for a frame of {frame_bytes}, the nonce {len(nonce)}")
-        encrypt(
-            from_buffer(array, out, True),  # True: refuse a read-only buffer
-            null,
-            frame if type(frame) is bytes else from_buffer(frame),
-            frame_bytes,
-            from_buffer(header),
-            len(header),
-            null,
-            from_buffer(nonce),
-            key_array,
-        )
-
-    return seal
+    Args:
+        memory: writable and contiguous.
+    Returns: a view that keeps the memory. A slice of it, with start and end, keeps neither.
+    Raises: VoiceError: voice_mode_unsupported. BufferError: the memory is read-only.
+    """
+    if _mode(mode).cipher.nonce_bytes == _AES_NONCE_BYTES:
+        return memoryview(memory)
+    view: Buffer = ffi.from_buffer(_ARRAY, memory, True)
+    return view
 
 
 def seal_packet(mode: str, key: bytes, header: bytes, frame: bytes, counter: int) -> bytes:
-    """Seal one frame into a whole voice packet; for tests and rare packets.
+    """Seal one frame into a whole voice packet, in any mode; not the fast path.
 
     Args:
-        mode: `AES_GCM` or `XCHACHA`.
+        mode: one of the seven.
         key: 32 bytes, from Session Description.
-        header: clear RTP header, 12 bytes or more, sent in clear and authenticated.
-        frame: Opus frame, or its end-to-end encrypted form.
-        counter: 0 to 2^32 - 1, never used before under this key.
-    Returns: header | ciphertext | tag (16 bytes) | counter (4 bytes).
-    Raises: NonceExhausted: the key must be renewed before another packet. VoiceError, ValueError: as `new_sealer`.
-    Source: voice protocol reference, section 4.4.
+        header: RTP header with CSRC list and extension word; what the mode does not leave clear is encrypted.
+        frame: extension elements, Opus frame or its end-to-end encrypted form, padding.
+        counter: 0 to 2^32 - 1, never used before under this key. In `XSALSA_SUFFIX` up to 2^192 - 1, drawn at random;
+            in `XSALSA` of no effect: the header is the nonce.
+    Returns: clear header | sealed | nonce suffix.
+    Raises: NonceExhausted: the key must be renewed before another packet. VoiceError: voice_mode_unsupported.
+        ValueError: the key has another length.
+    Source: voice protocol reference, sections 4.3 and 4.4.
     """
-    if counter > MAX_COUNTER:
-        raise NonceExhausted(f"counter {counter} does not fit {NONCE_SUFFIX_BYTES} bytes")
-    suffix = counter.to_bytes(NONCE_SUFFIX_BYTES, "big")
-    sealed = bytearray(len(frame) + TAG_BYTES)
-    new_sealer(mode, key)(suffix.ljust(nonce_bytes(mode), b"\x00"), frame, header, sealed)
-    return header + sealed + suffix
+    if _mode(mode).rtpsize:
+        return _seal(mode, key, header, frame, counter)
+    return _seal(mode, key, header[:HEADER_BYTES], header[HEADER_BYTES:] + frame, counter)
+
+
+def open_rtp(mode: str, key: bytes, packet: bytes) -> RtpPacket:
+    """Open one received voice packet and take it apart.
+
+    Args:
+        mode: one of the seven.
+        key: 32 bytes, from Session Description.
+        packet: RTP datagram as received.
+    Raises: MalformedPacket: too short, forged, or inner lengths do not add up.
+        VoiceError, ValueError: as `seal_packet`.
+    Source: voice protocol reference, sections 4.3 and 4.5, steps 1 to 4.
+    """
+    clear_bytes = parse_header(packet).clear_bytes if _mode(mode).rtpsize else HEADER_BYTES
+    return split_packet(_open(mode, key, packet, clear_bytes))
 
 
 def open_packet(mode: str, key: bytes, packet: bytes) -> bytes:
-    """Open one received voice packet.
+    """Open one received voice packet; arguments and errors as `open_rtp`.
 
-    Args:
-        mode: `AES_GCM` or `XCHACHA`.
-        key: 32 bytes, from Session Description.
-        packet: RTP datagram as received.
     Returns: payload without extension elements and padding; empty for a packet that was padding only.
-    Raises: MalformedPacket: too short, forged, or inner lengths do not add up. VoiceError, ValueError: as `new_sealer`.
-    Source: voice protocol reference, sections 4.3 and 4.5, steps 1 to 4.
     """
-    nonce_size = nonce_bytes(mode)
+    return open_rtp(mode, key, packet).payload
+
+
+def seal_rtcp(mode: str, key: bytes, packet: bytes, counter: int) -> bytes:
+    """Seal an RTCP packet; its counter is the one of the voice packets, because the key is the same.
+
+    Returns: clear part of 8 bytes | sealed | nonce suffix.
+    Raises: MalformedPacket: shorter than its clear part. The rest as `seal_packet`.
+    Source: voice protocol reference, section 4.3, RTCP.
+    """
+    if len(packet) < RTCP_CLEAR_BYTES:
+        raise MalformedPacket(f"RTCP packet of {len(packet)} bytes, its clear part has {RTCP_CLEAR_BYTES}")
+    return _seal(mode, key, packet[:RTCP_CLEAR_BYTES], packet[RTCP_CLEAR_BYTES:], counter)
+
+
+def open_rtcp(mode: str, key: bytes, packet: bytes) -> bytes:
+    """Open a received RTCP packet.
+
+    Returns: the plain packet, clear part included.
+    Raises: MalformedPacket: too short or forged. VoiceError, ValueError: as `seal_packet`.
+    Source: voice protocol reference, section 4.3, RTCP.
+    """
+    return _open(mode, key, packet, RTCP_CLEAR_BYTES)
+
+
+def _seal(mode: str, key: bytes, clear: bytes, plain: bytes, counter: int) -> bytes:
+    cipher, suffix_bytes, _ = _mode(mode)
+    if suffix_bytes and counter >> 8 * suffix_bytes:
+        raise NonceExhausted(f"counter {counter} does not fit {suffix_bytes} bytes")
+    suffix = counter.to_bytes(suffix_bytes, "big") if suffix_bytes else b""
+    nonce = (suffix or clear).ljust(cipher.nonce_bytes, b"\x00")
+    sealed = bytearray(len(plain) + TAG_BYTES)
+    _new_sealer(mode, key)(nonce, plain, clear, sealed)
+    return clear + sealed + suffix
+
+
+def _open(mode: str, key: bytes, packet: bytes, clear_bytes: int) -> bytes:
+    """Clear part and plaintext of a packet, one behind the other."""
+    cipher, suffix_bytes, _ = _mode(mode)
     _check_key(key)
-    header = parse_header(packet)
-    suffix_offset = len(packet) - NONCE_SUFFIX_BYTES
-    if suffix_offset - TAG_BYTES < header.clear_bytes:
-        raise MalformedPacket(f"packet of {len(packet)} bytes has no room for tag and counter")
-    nonce = packet[suffix_offset:].ljust(nonce_size, b"\x00")
-    sealed = packet[header.clear_bytes : suffix_offset]
-    clear = packet[: header.clear_bytes]
-    plain = _open_aes_gcm(key, nonce, sealed, clear) if mode == AES_GCM else _open_xchacha(key, nonce, sealed, clear)
-    if header.extension_bytes > len(plain):
-        raise MalformedPacket(f"extension of {header.extension_bytes} bytes in a payload of {len(plain)}")
-    payload = plain[header.extension_bytes :]
-    if not header.padding:
-        return payload
-    # RFC 3550 section 5.1: the last octet counts the padding, itself included; it is ciphertext until here
-    if not payload or not 1 <= payload[-1] <= len(payload):
-        raise MalformedPacket(f"padding count does not fit a payload of {len(payload)} bytes")
-    return payload[: -payload[-1]]
+    suffix_offset = len(packet) - suffix_bytes
+    if suffix_offset - TAG_BYTES < clear_bytes:
+        raise MalformedPacket(f"packet of {len(packet)} bytes has no room for tag and nonce")
+    clear, sealed = packet[:clear_bytes], packet[clear_bytes:suffix_offset]
+    nonce = (packet[suffix_offset:] or clear).ljust(cipher.nonce_bytes, b"\x00")
+    return clear + cipher.open(key, nonce, sealed, clear)
+
+
+def _new_sealer(mode: str, key: bytes) -> Seal:
+    _check_key(key)
+    return _mode(mode).cipher.new_sealer(key)
+
+
+_ARRAY = ffi.typeof("unsigned char[]")
+
+
+def _new_aes_gcm_sealer(key: bytes) -> Seal:
+    return AESGCM(key).encrypt_into
 
 
 def _open_aes_gcm(key: bytes, nonce: bytes, sealed: bytes, clear: bytes) -> bytes:
@@ -170,6 +235,26 @@ def _open_aes_gcm(key: bytes, nonce: bytes, sealed: bytes, clear: bytes) -> byte
         return AESGCM(key).decrypt(nonce, sealed, clear)
     except InvalidTag:
         raise _forged() from None
+
+
+def _new_xchacha_sealer(key: bytes) -> Seal:
+    """XChaCha20-Poly1305 through libsodium; everything it needs is bound once."""
+    encrypt = lib.crypto_aead_xchacha20poly1305_ietf_encrypt
+    from_buffer, view = ffi.from_buffer, ffi.CData
+    null = ffi.NULL
+    key_array = from_buffer(_ARRAY, bytes(key))  # keeps the bytes alive
+
+    def seal(nonce: Buffer, frame: Buffer, header: Buffer, out: Buffer) -> None:
+        frame_bytes = len(frame)
+        # C checks no length: these two are what keeps it inside the buffers
+        if len(out) != frame_bytes + TAG_BYTES or len(nonce) != _SODIUM_NONCE_BYTES:
+            raise _wrong_lengths(nonce, frame, out)
+        if type(out) is not view:  # then nonce and header are none either; True: refuse a read-only buffer
+            nonce, frame, header = from_buffer(nonce), from_buffer(frame), from_buffer(header)
+            out = from_buffer(_ARRAY, out, True)
+        encrypt(out, null, frame, frame_bytes, header, len(header), null, nonce, key_array)
+
+    return seal
 
 
 def _open_xchacha(key: bytes, nonce: bytes, sealed: bytes, clear: bytes) -> bytes:
@@ -182,16 +267,70 @@ def _open_xchacha(key: bytes, nonce: bytes, sealed: bytes, clear: bytes) -> byte
     return bytes(plain)
 
 
+def _new_xsalsa_sealer(key: bytes) -> Seal:
+    """XSalsa20-Poly1305 through libsodium: the tag comes first, and nothing but the frame is authenticated."""
+    encrypt = lib.crypto_secretbox_easy
+    from_buffer, view = ffi.from_buffer, ffi.CData
+    key_array = from_buffer(_ARRAY, bytes(key))
+
+    def seal(nonce: Buffer, frame: Buffer, header: Buffer, out: Buffer) -> None:  # noqa: ARG001
+        frame_bytes = len(frame)
+        if len(out) != frame_bytes + TAG_BYTES or len(nonce) != _SODIUM_NONCE_BYTES:
+            raise _wrong_lengths(nonce, frame, out)
+        if type(out) is not view:
+            nonce, frame, out = from_buffer(nonce), from_buffer(frame), from_buffer(_ARRAY, out, True)
+        encrypt(out, frame, frame_bytes, nonce, key_array)
+
+    return seal
+
+
+def _open_xsalsa(key: bytes, nonce: bytes, sealed: bytes, _: bytes) -> bytes:
+    plain = bytearray(len(sealed) - TAG_BYTES)
+    if lib.crypto_secretbox_open_easy(ffi.from_buffer(plain), sealed, len(sealed), nonce, key):
+        raise _forged()
+    return bytes(plain)
+
+
+_AES_GCM = _Cipher(_AES_NONCE_BYTES, _new_aes_gcm_sealer, _open_aes_gcm)
+_XCHACHA = _Cipher(_SODIUM_NONCE_BYTES, _new_xchacha_sealer, _open_xchacha)
+_XSALSA = _Cipher(_SODIUM_NONCE_BYTES, _new_xsalsa_sealer, _open_xsalsa)
+
+_MODES = {  # in order of preference
+    AES_GCM: _Mode(_AES_GCM, NONCE_SUFFIX_BYTES, rtpsize=True),
+    XCHACHA: _Mode(_XCHACHA, NONCE_SUFFIX_BYTES, rtpsize=True),
+    XSALSA_LITE_RTPSIZE: _Mode(_XSALSA, NONCE_SUFFIX_BYTES, rtpsize=True),
+    AES_GCM_FIXED: _Mode(_AES_GCM, NONCE_SUFFIX_BYTES, rtpsize=False),
+    XSALSA_LITE: _Mode(_XSALSA, NONCE_SUFFIX_BYTES, rtpsize=False),
+    XSALSA_SUFFIX: _Mode(_XSALSA, _SODIUM_NONCE_BYTES, rtpsize=False),
+    XSALSA: _Mode(_XSALSA, 0, rtpsize=False),
+}
+MODES = tuple(_MODES)
+"""All modes, the best first."""
+FAST_MODES = tuple(name for name, mode in _MODES.items() if mode.suffix_bytes == NONCE_SUFFIX_BYTES)
+"""Modes that `new_sealer` serves."""
+
+
+def _mode(mode: str) -> _Mode:
+    try:
+        return _MODES[mode]
+    except KeyError:
+        raise _unsupported(f"{mode} is not known", MODES) from None
+
+
 def _check_key(key: bytes) -> None:
     if len(key) != KEY_BYTES:
         raise ValueError(f"key of {len(key)} bytes, wanted {KEY_BYTES}")
+
+
+def _wrong_lengths(nonce: Buffer, frame: Buffer, out: Buffer) -> ValueError:
+    return ValueError(f"out has {len(out)} bytes for a frame of {len(frame)}, the nonce {len(nonce)}")
 
 
 def _forged() -> MalformedPacket:
     return MalformedPacket("packet is not authentic")
 
 
-def _unsupported(what: str) -> VoiceError:
+def _unsupported(what: str, supported: Sequence[str]) -> VoiceError:
     return VoiceError(
-        f"{what}, supported are {', '.join(_NONCE_BYTES)}", code=ErrorCode.VOICE_MODE_UNSUPPORTED, retryable=False
+        f"{what}, supported are {', '.join(supported)}", code=ErrorCode.VOICE_MODE_UNSUPPORTED, retryable=False
     )

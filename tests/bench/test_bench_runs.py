@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.bench import receive
+from shared.protocol.transport_crypto import MODES
+from tests.bench import receive, seal
 from tests.bench.fanout import measure_worker
 
 
@@ -21,3 +22,10 @@ async def test_receive_bench_gives_figures_for_each_mode() -> None:
     figures = await receive.run(rounds=1, number=100)
     assert len(figures) == 8
     assert min(figures) > 0
+
+
+def test_seal_bench_gives_figures_for_every_fast_mode() -> None:
+    """The benchmark of transport modes builds and sends in each of them."""
+    figures = seal.measure(guilds=4, ticks=2)
+    assert figures.keys() == set(MODES)
+    assert all(0 < build_us < total_us for build_us, total_us in figures.values())

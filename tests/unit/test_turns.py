@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 
-from worker.voice.connection import Turns
+from worker.voice.commons import Turns
 
 
 async def test_a_handshake_that_never_ends_delays_no_other() -> None:
