@@ -2,12 +2,13 @@
 
 import asyncio
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from socket import socket
 
 from aiohttp import web
 
 from tests.emulator.datagrams import open_socket
+from tests.emulator.faults import ConnectFaults
 
 ADDRESSES = tuple(f"127.10.0.{number}" for number in range(1, 17))
 
@@ -21,6 +22,7 @@ class Endpoint:
     port: int
     udp: socket
     udp_port: int
+    coming: ConnectFaults = field(default_factory=ConnectFaults)
 
 
 class Endpoints:

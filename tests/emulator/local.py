@@ -98,6 +98,7 @@ class LocalDiscord:
         stack.callback(recorder.close)
         self._server.use(recorder)
         await runner.setup()
+        stack.push_async_callback(self._server.close_channels)
         stack.push_async_callback(runner.cleanup)
         stack.push_async_callback(self._farewell)
         control = web.AppRunner(
