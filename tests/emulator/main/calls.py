@@ -76,7 +76,7 @@ class Calls:
             return
         if state is not None and state.channel == channel.channel and self._keeps(state, session):
             self._set_flags(state, wanted)
-        elif state is not None and state.channel == channel.channel or not self._world.is_full(channel):
+        elif (state is not None and state.channel == channel.channel) or not self._world.is_full(channel):
             await self._join(session, channel, wanted)
 
     def set_stage_voice(self, state: VoiceState, *, suppress: bool | None, request_to_speak: str | None) -> None:

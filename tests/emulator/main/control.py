@@ -11,7 +11,7 @@ from tests.emulator.main.gateway import MainGateway
 from tests.emulator.main.records import Bot, BotRequest, MainReport, VoiceStateRow
 from tests.emulator.main.voice import VoiceLink
 from tests.emulator.main.wire import Op, write
-from tests.emulator.main.world import Channel, Guild, NoSuchBotError, World
+from tests.emulator.main.world import Channel, Guild, World
 from tests.emulator.server import NoSuchGuildError, NotConnectedError
 
 

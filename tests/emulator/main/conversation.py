@@ -64,10 +64,11 @@ class ZstdStream:
 
 def compressor_for(name: str | None) -> Compressor | None:
     """What the client asked for. Raises: Refused: it cannot be had."""
+    kinds: dict[str, type[ZlibStream] | type[ZstdStream]] = {"zlib-stream": ZlibStream, "zstd-stream": ZstdStream}
     if name is None:
         return None
     try:
-        return {"zlib-stream": ZlibStream, "zstd-stream": ZstdStream}[name]()
+        return kinds[name]()
     except (KeyError, ImportError) as error:
         raise Refused(Close.UNDECODABLE, f"no such transport compression: {name}") from error
 

@@ -11,7 +11,7 @@ class _GuildFault(msgspec.Struct, tag_field="kind", forbid_unknown_fields=True):
     guild: str
 
 
-class _MemberFault(_GuildFault):
+class _MemberFault(_GuildFault, kw_only=True):
     """`user_id` may be left out where one bot only is in the guild's calls."""
 
     user_id: str | None = None
@@ -37,7 +37,7 @@ class FullFault(_GuildFault, tag="full"):
 
 
 class IgnoreRejoinFault(_GuildFault, tag="ignore_rejoin"):
-    """A join of the channel one is in already does nothing until `on` is false, whatever became of the voice session."""
+    """A join of the channel one is in already does nothing until `on` is false, even without a voice session."""
 
     on: bool = True
 
@@ -79,7 +79,7 @@ class GuildGoneFault(_MemberFault, tag="guild_gone"):
     on: bool = True
 
 
-class _SessionFault(msgspec.Struct, tag_field="kind", forbid_unknown_fields=True):
+class _SessionFault(msgspec.Struct, tag_field="kind", forbid_unknown_fields=True, kw_only=True):
     user_id: str
     shard: int = 0
 
@@ -119,14 +119,7 @@ class RefuseResumeFault(_SessionFault, tag="refuse_resume"):
 
 
 GuildFault = (
-    JoinFault
-    | FullFault
-    | IgnoreRejoinFault
-    | KickFault
-    | MoveFault
-    | ServerFault
-    | TokenFault
-    | GuildGoneFault
+    JoinFault | FullFault | IgnoreRejoinFault | KickFault | MoveFault | ServerFault | TokenFault | GuildGoneFault
 )
 SessionFault = (
     CloseFault | DropFault | ReconnectFault | InvalidateFault | HeartbeatFault | NoAckFault | RefuseResumeFault
