@@ -12,6 +12,7 @@ from typing import Self
 import aiohttp
 import msgspec
 
+from tests.emulator.main.records import Bot, BotRequest, GuildPlan, MainReport
 from tests.emulator.records import (
     ChannelKind,
     ChannelReport,
@@ -128,6 +129,19 @@ class EmulatorClient:
     async def fault(self, guild: str, kind: str, **fields: object) -> None:
         """Make something go wrong in a guild, for one user of it; kinds and fields are in `faults.py`."""
         await self._ask("POST", "/faults", msgspec.json.encode({"guild": guild, "kind": kind, **fields}))
+
+    async def bot(self, guilds: Iterable[GuildPlan] = (), *, user_id: str | None = None, intents: int = 0) -> Bot:
+        """Make a bot that is in these guilds, or let one into more; see `BotRequest`."""
+        body = BotRequest(user_id, list(guilds), intents)
+        return msgspec.json.decode(await self._ask("POST", "/bots", msgspec.json.encode(body)), type=Bot)
+
+    async def main_report(self) -> MainReport:
+        """Main sessions, and who is in which call."""
+        return msgspec.json.decode(await self._ask("GET", "/gateway"), type=MainReport)
+
+    async def main_fault(self, kind: str, **fields: object) -> None:
+        """Make something go wrong between a bot and the main gateway; kinds and fields are in `main/faults.py`."""
+        await self._ask("POST", "/gateway/faults", msgspec.json.encode({"kind": kind, **fields}))
 
     async def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
         async with self._http.request(method, path, data=body) as answer:

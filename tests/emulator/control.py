@@ -1,7 +1,7 @@
 """The control interface: plain HTTP on loopback."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 
 import msgspec
@@ -10,6 +10,7 @@ from aiohttp import web
 from tests.emulator import report
 from tests.emulator.channel import NoSuchMemberError, TakenError
 from tests.emulator.faults import read_fault
+from tests.emulator.main.world import NoSuchBotError, NoSuchCallError
 from tests.emulator.recorder import Recorder
 from tests.emulator.records import (
     Failure,
@@ -32,9 +33,10 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Control:
     """Issues credentials, tells what was measured, makes faults."""
 
-    def __init__(self, server: VoiceServer, recorder: Recorder) -> None:
+    def __init__(self, server: VoiceServer, recorder: Recorder, others: Sequence[web.RouteDef]) -> None:
         self._server = server
         self._recorder = recorder
+        self._others = others
         self._issuing = asyncio.Lock()
 
     def application(self) -> web.Application:
@@ -52,6 +54,7 @@ class Control:
                 web.post("/guilds/{guild}/members", self._member_joins),
                 web.delete("/guilds/{guild}/members/{user}", self._member_leaves),
                 web.post("/guilds/{guild}/members/{user}/speech", self._member_speaks),
+                *self._others,
             ]
         )
         return application
@@ -120,7 +123,7 @@ async def _refusals(request: web.Request, handler: _Handler) -> web.StreamRespon
         return await handler(request)
     except msgspec.DecodeError as error:
         return _json(Failure(str(error)), HTTPStatus.BAD_REQUEST)
-    except (NoSuchGuildError, NoSuchMemberError) as error:
+    except (NoSuchGuildError, NoSuchMemberError, NoSuchBotError) as error:
         return _json(Failure(str(error)), HTTPStatus.NOT_FOUND)
-    except (NotConnectedError, FullError, TakenError) as error:
+    except (NotConnectedError, FullError, TakenError, NoSuchCallError) as error:
         return _json(Failure(str(error)), HTTPStatus.CONFLICT)

@@ -45,6 +45,13 @@ class Endpoints:
             self._guilds += 1
             return self.opened[-1]
 
+    async def other_than(self, endpoint: Endpoint) -> Endpoint:
+        """Another endpoint."""
+        async with self._opening:
+            if len(self.opened) == 1:
+                await self._open()
+            return self.opened[endpoint.number - 1]
+
     def at(self, address: str, port: int) -> Endpoint:
         """The endpoint whose WebSocket listener has this address."""
         return self._by_name[address, port]

@@ -87,7 +87,7 @@ class Recorder:
         """Account for a session; nothing may come from it until `select_peer`."""
         self.ledger.clear(session.row)
         self._sessions[session.row] = session
-        self._source[session.row] = session.guild.endpoint.number
+        self._source[session.row] = session.endpoint.number
         self._peer[session.row] = 0
         self._speaking[session.row] = False
         self._stale = True
@@ -105,12 +105,12 @@ class Recorder:
     def remove(self, session: VoiceSession) -> None:
         """Account no longer; what was recorded stays until the row is used again."""
         self._sessions[session.row] = None
-        self._rows_of_peers.pop((session.guild.endpoint.number, int(self._peer[session.row])), None)
+        self._rows_of_peers.pop((session.endpoint.number, int(self._peer[session.row])), None)
         self._stale = True
 
     def select_peer(self, session: VoiceSession, peer: int) -> None:
         """The client chose its address and was given a key."""
-        number = session.guild.endpoint.number
+        number = session.endpoint.number
         self._rows_of_peers.pop((number, int(self._peer[session.row])), None)
         self._peer[session.row] = peer
         self._rows_of_peers[number, peer] = session.row

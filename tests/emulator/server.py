@@ -194,12 +194,23 @@ class VoiceServer:
 
     def renew(self, guild: Guild, channel: Channel, user: str) -> Seat:
         """Fresh credentials; the session of the older ones ends."""
-        seat = guild.seats.get(user)
-        if seat is None:
-            seat = guild.seats[user] = Seat(guild, user, channel)
+        seat = self.take_seat(guild, channel, user)
         self._replace(seat)
         seat.renew(channel)
         return seat
+
+    @staticmethod
+    def take_seat(guild: Guild, channel: Channel, user: str) -> Seat:
+        """A user's seat, without credentials if it is a new one."""
+        seat = guild.seats.get(user)
+        if seat is None:
+            seat = guild.seats[user] = Seat(guild, user, channel)
+        return seat
+
+    async def relocate(self, guild: Guild) -> None:
+        """Fresh credentials of the guild are for another voice server from now on; sessions stay where they are."""
+        guild.endpoint = await self._endpoints.other_than(guild.endpoint)
+        self._recorder.watch(guild.endpoint)
 
     def guild(self, name: str) -> Guild:
         """Raises: NoSuchGuildError."""
@@ -284,7 +295,7 @@ class VoiceServer:
             self._retire(displaced)
         modes = seat.faults.take_modes([*LIVE_MODES, MODE_FROM_THE_FUTURE])
         outbox = Outbox(seat.faults.take_first_seq())
-        session = VoiceSession(seat, row, self._free_ssrc(), modes, seat.channel, outbox, conversation)
+        session = VoiceSession(seat, row, self._free_ssrc(), modes, seat.channel, endpoint, outbox, conversation)
         seat.guild.sessions.append(session)
         self._by_ssrc[session.ssrc] = session
         self._recorder.add(session)
@@ -348,7 +359,7 @@ class VoiceServer:
     def _draw_key(session: VoiceSession, mode: str, peer: tuple[str, int]) -> bytes:
         key = secrets.token_bytes(_KEY_BYTES)
         session.opener = opener_for(mode, key)
-        session.downlink = Downlink(session.guild.endpoint.udp, peer, sealer_for(mode, key))
+        session.downlink = Downlink(session.endpoint.udp, peer, sealer_for(mode, key))
         return key
 
     def speaking(self, session: VoiceSession, flags: int) -> None:
@@ -408,7 +419,7 @@ class VoiceServer:
         """Answer IP discovery with the observed address, unless a fault forbids it."""
         ssrc = discovery_ssrc(request)
         session = None if ssrc is None else self._by_ssrc.get(ssrc)
-        if ssrc is None or session is None or session.guild.endpoint is not endpoint:
+        if ssrc is None or session is None or session.endpoint is not endpoint:
             return
         faults = session.seat.faults
         if faults.loses_discovery():
@@ -575,8 +586,12 @@ class VoiceServer:
         session = seat.current
         if session is None:
             return
+        self.expel(session, Close.SESSION_INVALID, "Session is no longer valid.")
+
+    def expel(self, session: VoiceSession, code: int, reason: str) -> None:
+        """End a session, and close its WebSocket."""
         if session.conversation is not None:
-            session.conversation.want_close(Close.SESSION_INVALID, "Session is no longer valid.")
+            session.conversation.want_close(code, reason)
         self._end(session)
 
     def _throw_out(self, session: VoiceSession, reason: str) -> None:

@@ -48,6 +48,7 @@ class VoiceSession:
     ssrc: int
     modes: list[str]
     channel: "Channel"
+    endpoint: "Endpoint"
     outbox: Outbox
     conversation: "Conversation | None" = None
     discovered: tuple[str, int] | None = None
@@ -141,10 +142,10 @@ class Seat:
         own = (session for session in reversed(self.guild.sessions) if session.seat is self)
         return next((session for session in own if not session.ended), None)
 
-    def renew(self, channel: "Channel") -> None:
-        """Draw fresh credentials."""
+    def renew(self, channel: "Channel", session_id: str | None = None) -> None:
+        """Draw fresh credentials; a main session has an id already."""
         self.channel = channel
-        self.session_id = secrets.token_hex(16)
+        self.session_id = session_id or secrets.token_hex(16)
         self.token = secrets.token_hex(16)
 
     def voice(self) -> Voice:
