@@ -101,7 +101,9 @@ class Client:
         self._tasks.append(asyncio.create_task(self._listen()))
         request = struct.pack(">HHI", 1, 70, self.ready["ssrc"]) + bytes(66)
         self.udp.sendto(request, (self.ready["ip"], self.ready["port"]))
-        address, port = await asyncio.wait_for(asyncio.shield(self._told), PATIENCE_S)
+        await until(lambda: self._told.done() or self.code, "IP discovery")
+        assert self._told.done(), self.code
+        address, port = self._told.result()
         await self.say(1, {"protocol": "udp", "data": {"address": address, "port": port, "mode": AES}})
 
     async def resume(self) -> None:
@@ -532,6 +534,23 @@ async def test_an_epoch_restart_is_survived(bench: Bench) -> None:
     assert (await bench.channel()).mls_epoch == 1
 
 
+async def test_a_client_moves(bench: Bench) -> None:
+    """Fresh credentials for another channel end the session in this one; its group goes on without the client."""
+    client = await bench.joined(members=2)
+    (voice,) = await bench.emulator.issue([("1", "99")], kind="voice", members=1)
+    await until(lambda: client.code == 4006, "the older session ended")
+    bench.clients.append(await Client(bench.http, bench.tls, voice).join())
+    bench.clients[-1].play()
+
+    async def heard_there() -> bool:
+        before, after = await bench.emulator.listen("1")
+        (member,) = after.members
+        hearing = member.hearing.get(voice.user_id)
+        return len(before.group) == 2 and hearing is not None and hearing.decrypted > 10
+
+    await until(heard_there, "heard in the other channel")
+
+
 async def test_a_channel_empties_and_fills(bench: Bench) -> None:
     """Alone the client is reset, and heard again by who comes next."""
     client = await bench.joined(members=1)
@@ -567,22 +586,19 @@ async def test_encryption_can_be_turned_off_and_on(bench: Bench) -> None:
 # faults of the group
 
 
-@pytest.mark.parametrize(("op", "fault"), [(29, "damage"), (30, "damage"), (30, "foreign_welcome")])
+@pytest.mark.parametrize(("op", "fault"), [(29, "damage"), (30, "damage"), (30, "foreign_welcome"), (29, "garbage")])
 async def test_what_cannot_be_processed_is_recovered_from(bench: Bench, op: int, fault: str) -> None:
     """A damaged commit or Welcome is told with op 31 and a new key package; the client is heard again."""
     client = await bench.client(members=2)
     if op == 29:
         await client.join()
         await until(lambda: client.member and client.member.ready, "a group")
-    else:
-        (one, two) = await bench.members()
-        del one, two
-    await bench.emulator.fault("1", fault, **({"op": op} if fault == "damage" else {}))
-    if op == 29:
-        await bench.emulator.members.join("1")
-    else:
-        await until(lambda: all_in_force(bench), "members have a group of their own")
+    await until(lambda: all_in_force(bench), "members have a group")
+    await bench.emulator.fault("1", fault, **({} if fault == "foreign_welcome" else {"op": op}))
+    if op == 30:
         await client.join()
+    elif fault == "damage":
+        await bench.emulator.members.join("1")
     client.play()
 
     async def told() -> bool:
@@ -820,9 +836,9 @@ async def test_hello_can_be_late_and_hurried(bench: Bench) -> None:
     assert other.ops == []
 
 
-@pytest.mark.parametrize("step", ["select", "speaking", "heartbeat"])
+@pytest.mark.parametrize("step", ["ready", "select", "description", "speaking", "heartbeat"])
 async def test_any_step_can_be_closed(bench: Bench, step: str) -> None:
-    """The next op 1, 5 or 3 is answered with a close code; once."""
+    """The next op 1, 5 or 3 is answered with a close code, or op 2 or 4 is followed by it; once."""
     client = await bench.client()
     await bench.emulator.fault("1", "close_at", step=step, code=4006)
     try:
@@ -831,8 +847,10 @@ async def test_any_step_can_be_closed(bench: Bench, step: str) -> None:
     except (AssertionError, ConnectionError):
         pass
     await until(lambda: client.code == 4006, "closed")
-    again = await bench.joined(user="500")
+    assert (2 in client.ops, 4 in client.ops) == (True, step not in ("ready", "select"))
+    again = await (await bench.client()).join()
     await again.heartbeat()
+    assert again.code is None
 
 
 async def test_a_resume_can_be_refused(bench: Bench) -> None:
