@@ -17,6 +17,11 @@ from shared.store.keys import Keys
 settings.register_profile("guildcast", deadline=None)
 settings.load_profile("guildcast")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--churn-seconds", default="12", help="how long members come and go in the test of churn")
+
+
 _numbers = itertools.count(1)
 
 

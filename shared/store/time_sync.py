@@ -90,11 +90,9 @@ class TimeSync:
 
     async def _read(self) -> _Reading:
         sent_ns = self._clock.local.now_ns()
-        (seconds, microseconds), server = await self._store.transaction([("TIME",), ("INFO", "server")])
+        seconds, microseconds, run_id = await self._store.script("time", [], [])
         received_ns = self._clock.local.now_ns()
-        return _Reading(
-            sent_ns, received_ns, int(seconds) * 1_000_000 + int(microseconds), str(server.get("run_id", ""))
-        )
+        return _Reading(sent_ns, received_ns, int(seconds) * 1_000_000 + int(microseconds), run_id)
 
     def _observe(self, reading: _Reading) -> None:
         self._clock.observe(reading.sent_ns, reading.received_ns, reading.server_us + self.shift_us)

@@ -26,7 +26,7 @@ from shared.schema.records import BroadcastStatus, GuildStatus, WorkerStats
 from shared.store.client import Store
 from shared.store.keys import Keys
 from tests.emulator.client import EmulatorClient
-from tests.emulator.records import GuildPackets, GuildReport, SessionReport
+from tests.emulator.records import ChannelKind, GuildPackets, GuildReport, SessionReport
 
 PATIENCE_S = 15.0
 """For whatever must happen soon; a bound, never a measure."""
@@ -384,25 +384,36 @@ class Stack:
         numbers = [next(self._numbers) for _ in range(count)]
         return [(str(_FIRST_GUILD + number), str(_FIRST_CHANNEL + number)) for number in numbers]
 
-    async def voice(self, guild: str, channel: str) -> dict[str, str]:
-        """Fresh voice credentials as a job takes them."""
-        issued = (await self.discord.issue([(guild, channel)]))[0]
+    async def voice(
+        self, guild: str, channel: str, *, kind: ChannelKind = "voice", members: int | None = 1
+    ) -> dict[str, str]:
+        """Fresh voice credentials as a job takes them; a channel that is new has members who listen and decrypt."""
+        issued = (await self.discord.issue([(guild, channel)], kind=kind, members=members))[0]
         told: dict[str, str] = msgspec.to_builtins(issued)
         return {name: told[name] for name in ("user_id", "session_id", "token", "endpoint")}
 
-    async def join(self, count: int, broadcast: str, *, state: str = "playing") -> list[str]:
+    async def join(
+        self, count: int, broadcast: str, *, state: str = "playing", kind: ChannelKind = "voice", members: int = 1
+    ) -> list[str]:
         """Join fresh guilds and wait until all are in a state: `playing`, or `idle` before the broadcast starts."""
         guilds = self.new_guilds(count)
-        await self.join_these(guilds, broadcast)
+        await self.join_these(guilds, broadcast, kind=kind, members=members)
         names = [guild for guild, _ in guilds]
         await self.wait_state(names, state)
         return names
 
-    async def join_these(self, guilds: Sequence[tuple[str, str]], broadcast: str) -> None:
+    async def join_these(
+        self,
+        guilds: Sequence[tuple[str, str]],
+        broadcast: str,
+        *,
+        kind: ChannelKind = "voice",
+        members: int | None = None,
+    ) -> None:
         jobs = []
         for guild, channel in guilds:
             jobs.append({"v": 1, "id": self.new_id(), "type": "guild.join", "guild": guild, "channel": channel})
-            jobs[-1] |= {"broadcast": broadcast, "voice": await self.voice(guild, channel)}
+            jobs[-1] |= {"broadcast": broadcast, "voice": await self.voice(guild, channel, kind=kind, members=members)}
         for job in jobs:
             await self.send(job)
         for job in jobs:

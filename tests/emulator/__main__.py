@@ -1,6 +1,7 @@
 """`python -m tests.emulator`: the local Discord as a process of its own.
 
-Prints one line of JSON when ready: {"control": "http://127.0.0.1:PORT", "ca_file": "/abs/path/ca.pem"}.
+Prints one line of JSON when ready: {"control": "http://127.0.0.1:PORT", "ca_file": "/abs/path/ca.pem",
+"api": "https://127.10.0.1:PORT/api/v10"}.
 """
 
 import argparse
@@ -11,15 +12,21 @@ import resource
 import signal
 from pathlib import Path
 
+import msgspec
 import uvloop
 
 from tests.emulator.local import LocalDiscord
+from tests.emulator.main.records import GatewayLimits
 from tests.emulator.parent import die_with_parent
 
 
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     return host, int(port)
+
+
+def _limits(text: str) -> GatewayLimits:
+    return msgspec.json.decode(text, type=GatewayLimits)
 
 
 def _options() -> argparse.Namespace:
@@ -29,6 +36,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, default=None, help="folder for the CA (a temporary one if not given)")
     parser.add_argument("--sample", type=int, default=128, help="so many guilds are decrypted and kept in full")
     parser.add_argument("--heartbeat-ms", type=int, default=13_750, help="heartbeat interval that Hello tells")
+    parser.add_argument(
+        "--gateway", type=_limits, default=None, help="JSON of main/records.py's GatewayLimits where they differ"
+    )
     return parser.parse_args()
 
 
@@ -43,9 +53,11 @@ async def _serve(options: argparse.Namespace) -> None:
         folder=options.dir,
         sample=options.sample,
         heartbeat_interval_ms=options.heartbeat_ms,
+        gateway=options.gateway,
     )
     async with discord:
-        print(json.dumps({"control": discord.control_url, "ca_file": str(discord.ca_file)}), flush=True)
+        ready = {"control": discord.control_url, "ca_file": str(discord.ca_file), "api": discord.api_url}
+        print(json.dumps(ready), flush=True)
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({stopped, discord.reading}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()

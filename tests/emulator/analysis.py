@@ -57,7 +57,8 @@ def arrivals_ms(
     Args:
         heard: for each listener its payload ids and arrival times (ns).
         slot_ms: for each listener what to subtract from its arrivals.
-    Silence, and payloads that any listener heard twice, are left out. Zero is the earliest arrival of all.
+    Silence, what nobody could decrypt, and payloads that any listener heard twice are left out. Zero is the earliest
+    arrival of all.
     """
     listeners = len(heard)
     if not sum(len(payload) for payload, _ in heard):
@@ -70,7 +71,7 @@ def arrivals_ms(
         values -= np.asarray(slot_ms, np.float64)[listener]
     pairs, times_heard = np.unique(payload * listeners + listener, return_counts=True)
     repeated = np.unique(pairs[times_heard > 1] // listeners)
-    keep = (payload != SILENCE_ID) & ~np.isin(payload, repeated)
+    keep = (payload > SILENCE_ID) & ~np.isin(payload, repeated)
     names, line = np.unique(payload[keep], return_inverse=True)
     table = np.full((len(names), listeners), np.nan)
     table[line, listener[keep]] = values[keep]

@@ -2,12 +2,13 @@
 
 import asyncio
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from socket import socket
 
 from aiohttp import web
 
 from tests.emulator.datagrams import open_socket
+from tests.emulator.faults import ConnectFaults
 
 ADDRESSES = tuple(f"127.10.0.{number}" for number in range(1, 17))
 
@@ -21,6 +22,7 @@ class Endpoint:
     port: int
     udp: socket
     udp_port: int
+    coming: ConnectFaults = field(default_factory=ConnectFaults)
 
 
 class Endpoints:
@@ -42,6 +44,13 @@ class Endpoints:
                 await self._open()
             self._guilds += 1
             return self.opened[-1]
+
+    async def other_than(self, endpoint: Endpoint) -> Endpoint:
+        """Another endpoint."""
+        async with self._opening:
+            if len(self.opened) == 1:
+                await self._open()
+            return self.opened[endpoint.number - 1]
 
     def at(self, address: str, port: int) -> Endpoint:
         """The endpoint whose WebSocket listener has this address."""

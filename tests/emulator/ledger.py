@@ -23,6 +23,7 @@ COUNTERS = (
     "wrong_timestamp",
     "rtp_before_speaking",
     "keepalives",
+    "in_the_clear",
 )
 SILENCE_FRAMES_BEFORE_GAP = 5
 _WINDOW_BITS = 64
@@ -84,6 +85,7 @@ class Ledger:
         self._timestamp: Ints = np.zeros(rows, np.int64)
         self._nonce: Ints = np.zeros(rows, np.int64)
         self._nonce_known: Bools = np.zeros(rows, np.bool_)
+        self._nonce_free: Bools = np.zeros(rows, np.bool_)
         self._above_first: Ints = np.zeros(rows, np.int64)
         self._seen: NDArray[np.uint64] = np.zeros(rows, np.uint64)  # bit n: the sequence n below the highest was seen
         full = {"sequence": "u2", "timestamp": "u4", "nonce": "u4", "arrival_ns": "i8", "payload": "i4"}
@@ -99,6 +101,7 @@ class Ledger:
         self.silence_run[row] = 0
         self._started[row] = False
         self._nonce_known[row] = False
+        self._nonce_free[row] = False
         if isinstance(row, slice):
             self._full.clear(slice(None))
             self._brief.clear(slice(None))
@@ -107,9 +110,10 @@ class Ledger:
         else:
             self._brief.clear(row - self.sampled_rows)
 
-    def renew_key(self, row: int) -> None:
-        """A new key came into force: nonces start anew."""
+    def renew_key(self, row: int, *, both_valid: bool = False) -> None:
+        """A new key came into force: nonces start anew; they are not judged while `both_valid`."""
         self._nonce_known[row] = False
+        self._nonce_free[row] = both_valid
 
     def recording(self, row: int) -> dict[str, NDArray[np.generic]]:
         """The records of a row, oldest first: `timestamp` and `arrival_ns`, all columns on a sampled row."""
@@ -195,7 +199,7 @@ class Ledger:
 
     def _check_nonce(self, row: Ints, nonce: Ints) -> None:
         risen = modular_step(nonce, self._nonce[row], 32) > 0
-        above = risen | ~self._nonce_known[row]
+        above = risen | ~self._nonce_known[row] | self._nonce_free[row]
         self.counts["nonce_reused"][row] += ~above
         self._nonce[row] = np.where(above, nonce, self._nonce[row])
         self._nonce_known[row] = True

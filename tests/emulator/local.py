@@ -15,6 +15,8 @@ from tests.emulator.control import Control
 from tests.emulator.conversation import Conversation
 from tests.emulator.endpoint import ADDRESSES, Endpoints
 from tests.emulator.ledger import Ledger
+from tests.emulator.main.records import GatewayLimits
+from tests.emulator.main.service import MainService
 from tests.emulator.messages import GATEWAY_VERSION
 from tests.emulator.payloads import PayloadTable
 from tests.emulator.recorder import Recorder
@@ -39,6 +41,7 @@ class LocalDiscord:
         heartbeat_interval_ms: what Hello tells.
         full_depth, brief_depth: packets recorded per session of a sampled guild, of another guild.
         max_sessions: guilds that are not sampled, and their sessions, kept at most.
+        gateway: limits of the main gateway, if not Discord's.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class LocalDiscord:
         full_depth: int = 15_000,
         brief_depth: int = 1_500,
         max_sessions: int = 8_192,
+        gateway: GatewayLimits | None = None,
     ) -> None:
         if not ip_address(control[0]).is_loopback:
             raise ValueError(f"the control interface must be on loopback, not {control[0]}")
@@ -61,11 +65,13 @@ class LocalDiscord:
         self._sample = sample
         self._heartbeat_interval_ms = heartbeat_interval_ms
         self._max_sessions = max_sessions
+        self._gateway = gateway or GatewayLimits()
         self._ledger = Ledger(sample * _SESSIONS_PER_SAMPLED_GUILD, max_sessions, full_depth, brief_depth)
         self._stack = AsyncExitStack()
         self._server: VoiceServer
         self._endpoints: Endpoints
         self.control_url: str
+        self.api_url: str
         self.ca_file: Path
         self.reading: asyncio.Task[None]
         """Ends only with an error, or when the emulator stops."""
@@ -98,10 +104,16 @@ class LocalDiscord:
         stack.callback(recorder.close)
         self._server.use(recorder)
         await runner.setup()
+        stack.push_async_callback(self._server.close_channels)
         stack.push_async_callback(runner.cleanup)
         stack.push_async_callback(self._farewell)
+        main = MainService(self._server, self._gateway)
+        await main.start(stack, tls)
+        self.api_url = main.control.api_url
         control = web.AppRunner(
-            Control(self._server, recorder).application(), access_log=None, shutdown_timeout=_CANCEL_AFTER_S
+            Control(self._server, recorder, main.control.routes()).application(),
+            access_log=None,
+            shutdown_timeout=_CANCEL_AFTER_S,
         )
         await control.setup()
         stack.push_async_callback(control.cleanup)

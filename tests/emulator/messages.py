@@ -72,6 +72,12 @@ class Speaking(msgspec.Struct):
     delay: int = 0
 
 
+class TransitionMessage(msgspec.Struct):
+    """Op 23 and op 31."""
+
+    transition_id: int
+
+
 class Resume(msgspec.Struct):
     """Op 7."""
 
@@ -100,7 +106,7 @@ def read_heartbeat(raw: msgspec.Raw) -> Heartbeat:
     return heartbeat
 
 
-def write(op: Op, data: object, seq: int | None = None) -> str:
+def write(op: int, data: object, seq: int | None = None) -> str:
     """One message of the server."""
     message: dict[str, object] = {"op": int(op), "d": data}
     if seq is not None:
@@ -128,13 +134,13 @@ def ready(ssrc: int, ip: str, port: int, modes: Sequence[str]) -> str:
     )
 
 
-def session_description(mode: str, key: bytes, media_session_id: str) -> str:
-    """Op 4 of a stage channel: no DAVE."""
+def session_description(mode: str, key: bytes, media_session_id: str, dave_version: int) -> str:
+    """Op 4."""
     data: dict[str, Any] = {
         "mode": mode,
         "secret_key": list(key),
-        "dave_protocol_version": 0,
-        "secure_frames_version": 0,
+        "dave_protocol_version": dave_version,
+        "secure_frames_version": dave_version,
         "audio_codec": "opus",
         "video_codec": "VP8",
         "media_session_id": media_session_id,
@@ -145,31 +151,42 @@ def session_description(mode: str, key: bytes, media_session_id: str) -> str:
 class Outbox:
     """Numbers the server's sequenced messages and keeps the newest of them for a resume (reference section 2.5)."""
 
-    def __init__(self, limit: int = 256) -> None:
-        self._kept: deque[tuple[int, str]] = deque(maxlen=limit)
+    def __init__(self, first_seq: int = 1, limit: int = 1024) -> None:
+        self._kept: deque[tuple[int, str | bytes]] = deque(maxlen=limit)
         self._forgotten: int | None = None
-        self._next_seq = 1
+        self._next_seq = first_seq
 
-    def add(self, op: Op, data: object) -> str:
-        """Number, keep and return a message."""
-        if len(self._kept) == self._kept.maxlen:
-            self._forgotten = self._kept[0][0]
-        seq = self._next_seq
-        self._next_seq = (seq + 1) % _SEQ_MODULUS
+    def add(self, op: int, data: object) -> str:
+        """Number, keep and return a JSON message."""
+        seq = self._number()
         text = write(op, data, seq)
         self._kept.append((seq, text))
         return text
 
-    def missed(self, seq_ack: int | None) -> list[str] | None:
+    def add_binary(self, op: int, body: bytes) -> bytes:
+        """Number, keep and return a binary message."""
+        seq = self._number()
+        message = seq.to_bytes(2, "big") + bytes((op,)) + body
+        self._kept.append((seq, message))
+        return message
+
+    def missed(self, seq_ack: int | None) -> list[str | bytes] | None:
         """Messages after the one acknowledged (None or -1: none was), or None where that cannot be told."""
         acknowledged = None if seq_ack == -1 else seq_ack
         if acknowledged == self._forgotten:
-            return [text for _, text in self._kept]
+            return [message for _, message in self._kept]
         numbers = [seq for seq, _ in self._kept]
         if acknowledged not in numbers:
             return None
-        return [text for _, text in list(self._kept)[numbers.index(acknowledged) + 1 :]]
+        return [message for _, message in list(self._kept)[numbers.index(acknowledged) + 1 :]]
 
     def acknowledges(self, seq_ack: int | None) -> bool:
         """Whether a heartbeat may carry this `seq_ack`."""
         return seq_ack is None or seq_ack == -1 or self.missed(seq_ack) is not None
+
+    def _number(self) -> int:
+        if len(self._kept) == self._kept.maxlen:
+            self._forgotten = self._kept[0][0]
+        seq = self._next_seq
+        self._next_seq = (seq + 1) % _SEQ_MODULUS
+        return seq

@@ -8,17 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.emulator.datagrams import DATAGRAM_BYTES, Batch
+from tests.emulator.dave.frame import is_protocol_frame
 from tests.emulator.endpoint import Endpoint
 from tests.emulator.ledger import Ints, Ledger, Packets
 from tests.emulator.payloads import SILENCE_ID, PayloadTable
 from tests.emulator.session import VoiceSession
-from tests.emulator.transport import DecryptFailedError, open_rtp
+from tests.emulator.transport import DecryptFailedError, Opener, open_rtp
 from tests.emulator.wire import (
     DISCOVERY_BYTES,
     DISCOVERY_REQUEST_WORD,
     KEEPALIVE_BYTES,
     NONCE_BYTES,
     OPUS_PAYLOAD_TYPE,
+    SILENCE_FRAME,
+    SILENT_DAVE_RTP_BYTES,
     SILENT_RTP_BYTES,
     SMALLEST_RTP_BYTES,
 )
@@ -59,6 +62,9 @@ class Recorder:
         self._peer: NDArray[np.uint64] = np.zeros(ledger.rows, np.uint64)
         self._source: Ints = np.zeros(ledger.rows, np.int64)
         self._speaking: NDArray[np.bool_] = np.zeros(ledger.rows, np.bool_)
+        self._opened: NDArray[np.bool_] = np.zeros(ledger.rows, np.bool_)
+        self._heard: NDArray[np.bool_] = np.zeros(ledger.rows, np.bool_)
+        self._encrypted: NDArray[np.bool_] = np.zeros(ledger.rows, np.bool_)
         self._rows_of_peers: dict[tuple[int, int], int] = {}
         self._known_ssrc: Ints = np.zeros(0, np.int64)
         self._known_row: Ints = np.zeros(0, np.int64)
@@ -81,20 +87,30 @@ class Recorder:
         """Account for a session; nothing may come from it until `select_peer`."""
         self.ledger.clear(session.row)
         self._sessions[session.row] = session
-        self._source[session.row] = session.guild.endpoint.number
+        self._source[session.row] = session.endpoint.number
         self._peer[session.row] = 0
         self._speaking[session.row] = False
         self._stale = True
+        self.watch_session(session, channel_hears=False)
+
+    def watch_session(self, session: VoiceSession, *, channel_hears: bool) -> None:
+        """How far to look into a session's packets.
+
+        Those of sampled guilds are decrypted always, others only where somebody in the channel hears them.
+        """
+        self._opened[session.row] = channel_hears or session.row < self.ledger.sampled_rows
+        self._heard[session.row] = channel_hears
+        self._encrypted[session.row] = session.dave_version > 0
 
     def remove(self, session: VoiceSession) -> None:
         """Account no longer; what was recorded stays until the row is used again."""
         self._sessions[session.row] = None
-        self._rows_of_peers.pop((session.guild.endpoint.number, int(self._peer[session.row])), None)
+        self._rows_of_peers.pop((session.endpoint.number, int(self._peer[session.row])), None)
         self._stale = True
 
     def select_peer(self, session: VoiceSession, peer: int) -> None:
-        """The client chose its address and was given a new key."""
-        number = session.guild.endpoint.number
+        """The client chose its address and was given a key."""
+        number = session.endpoint.number
         self._rows_of_peers.pop((number, int(self._peer[session.row])), None)
         self._peer[session.row] = peer
         self._rows_of_peers[number, peer] = session.row
@@ -169,35 +185,62 @@ class Recorder:
             timestamp=batch.words[place, 1].astype(np.int64),
             nonce=np.ascontiguousarray(suffix).view(">u4")[:, 0].astype(np.int64),
             arrival_ns=batch.arrival_ns()[place],
-            silent=length == SILENT_RTP_BYTES,
+            silent=self._silent(row, length),
             payload=np.full(len(place), _NO_PAYLOAD, np.int64),
         )
-        sampled = np.flatnonzero(row < self.ledger.sampled_rows)
-        if not len(sampled):
-            self.ledger.account(packets)
-            return
+        opened = np.flatnonzero(self._opened[row])
+        if len(opened):
+            failed = self._open(packets, opened, place[opened], length[opened])
+            if failed:
+                np.add.at(self.ledger.counts["decrypt_failed"], row[failed], 1)
+                packets = packets.take(np.delete(np.arange(len(row)), failed))
+        self.ledger.account(packets)
+
+    def _silent(self, row: Ints, length: Ints) -> NDArray[np.bool_]:
+        """Silence as its length tells: in the clear, or encrypted where that is in use."""
+        silent: NDArray[np.bool_] = length == SILENT_RTP_BYTES
+        encrypted = self._encrypted[row]
+        if encrypted.any():
+            fewest, most = SILENT_DAVE_RTP_BYTES
+            silent |= encrypted & (length >= fewest) & (length <= most)
+        return silent
+
+    def _open(self, packets: Packets, opened: Ints, place: Ints, length: Ints) -> list[int]:
+        """Decrypt packets, let their channels hear them, and fill in payloads; gives those that cannot be decrypted."""
         failed: list[int] = []
-        opened: list[int] = []
         for index, at, size, owner in zip(
-            sampled.tolist(), place[sampled].tolist(), length[sampled].tolist(), row[sampled].tolist(), strict=True
+            opened.tolist(), place.tolist(), length.tolist(), packets.row[opened].tolist(), strict=True
         ):
             session = self._sessions[owner]
             start = at * DATAGRAM_BYTES
+            packet = bytes(self._batch.raw[start : start + size])
             try:
                 if session is None or session.opener is None:
                     raise DecryptFailedError
-                frame = open_rtp(session.opener, bytes(batch.raw[start : start + size]))
+                frame = _opened(session.opener, session.former_opener, packet)
             except DecryptFailedError:
                 failed.append(index)
-                opened.append(_NO_PAYLOAD)
-            else:
-                opened.append(self.payloads.intern(frame))
-        packets.payload[sampled] = opened
-        packets.silent[sampled] = packets.payload[sampled] == SILENCE_ID
-        if failed:
-            np.add.at(self.ledger.counts["decrypt_failed"], row[failed], 1)
-            packets = packets.take(np.delete(np.arange(len(row)), failed))
-        self.ledger.account(packets)
+                continue
+            payload: bytes | None = frame
+            if session.dave_version:
+                payload = self._judge(session, frame, int(packets.arrival_ns[index]))
+            if self._heard[owner]:
+                sequence, timestamp = int(packets.sequence[index]), int(packets.timestamp[index])
+                opus = session.channel.hear(session, sequence, timestamp, frame, int(packets.arrival_ns[index]))
+                payload = payload if opus is None else opus
+            if payload is not None:
+                packets.payload[index] = self.payloads.intern(payload)
+                packets.silent[index] = packets.payload[index] == SILENCE_ID
+        return failed
+
+    def _judge(self, session: VoiceSession, frame: bytes, arrival_ns: int) -> bytes | None:
+        """The frame, if it came in the clear; that counts where it should not have."""
+        if is_protocol_frame(frame):
+            return None
+        since_ns = session.encrypted_from_ns
+        if since_ns is not None and arrival_ns >= since_ns and frame != SILENCE_FRAME:
+            self.ledger.counts["in_the_clear"][session.row] += 1
+        return frame
 
     def _rows(self, ssrc: Ints) -> Ints:
         """Ledger rows of live sessions, -1 where there is none."""
@@ -244,3 +287,13 @@ class Recorder:
             self.ledger.counts["keepalives"][owner] += 1
         else:
             self.unreadable += 1
+
+
+def _opened(opener: Opener, former: Opener | None, packet: bytes) -> bytes:
+    """Raises: DecryptFailedError."""
+    try:
+        return open_rtp(opener, packet)
+    except DecryptFailedError:
+        if former is None:
+            raise
+        return open_rtp(former, packet)

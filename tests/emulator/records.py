@@ -1,9 +1,10 @@
 """What passes over the control interface."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
+ChannelKind = Literal["voice", "stage"]
 SessionState = Literal["live", "lost", "ended"]
 CloseSide = Literal["client", "server"]
 
@@ -19,10 +20,18 @@ class Percentiles(msgspec.Struct, kw_only=True):
 
 
 class WantedVoice(msgspec.Struct, forbid_unknown_fields=True):
-    """A guild that shall be joined."""
+    """A guild that shall be joined, by the bot or by another user.
+
+    `kind` of a channel not seen before: a stage has no end-to-end encryption. `members` and `ghosts`: at least so many
+    are in the channel; with neither, one ghost listens.
+    """
 
     guild: str
     channel: str
+    user: str | None = None
+    kind: ChannelKind | None = None
+    members: Annotated[int, msgspec.Meta(ge=0, le=100)] | None = None
+    ghosts: Annotated[int, msgspec.Meta(ge=0, le=1000)] | None = None
 
 
 class VoiceRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -48,13 +57,113 @@ class VoiceAnswer(msgspec.Struct):
     voices: list[Voice]
 
 
+class WantedMember(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of `POST /guilds/{guild}/members`.
+
+    `channel` None: where the bot was sent last. A member answers the gateway after `delay_ms`; with 0 its commits come
+    before those of any client.
+    """
+
+    user: Annotated[str, msgspec.Meta(pattern="^[0-9]{1,19}$")] | None = None
+    channel: str | None = None
+    delay_ms: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 10
+
+
+class JoinedMember(msgspec.Struct):
+    """Answer of `POST /guilds/{guild}/members`."""
+
+    user: str
+    ssrc: int
+
+
+class WantedSpeech(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of `POST /guilds/{guild}/members/{user}/speech`: Opus frames of 20 ms, or seconds of a tone."""
+
+    frames: list[bytes] = []
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0
+    hertz: Annotated[int, msgspec.Meta(ge=20, le=20_000)] = 440
+
+
+class WantedGhosts(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of `PUT /guilds/{guild}/ghosts`: let exactly so many be there."""
+
+    n: Annotated[int, msgspec.Meta(ge=0, le=1000)]
+    channel: str | None = None
+
+
+class HearingReport(msgspec.Struct, kw_only=True):
+    """What a member got of one sender, counted from the member's op 22 on; what came before is `early`.
+
+    `failed_at_start` are those of `failed` before the first decrypted one after that op 22.
+    """
+
+    received: int
+    decrypted: int
+    failed: int
+    failed_at_start: int
+    early: int
+    first_decrypted_ns: int | None
+    last_decrypted_ns: int | None
+    last_failed_ns: int | None
+    longest_gap_ms: float
+
+
+class MemberReport(msgspec.Struct, kw_only=True):
+    """One member. `since_ns`: since when it is in a group that is in force; `executed_ns`: its last op 22."""
+
+    user: str
+    ssrc: int
+    gone: bool
+    since_ns: int | None
+    executed_ns: int | None
+    mls_epoch: int | None
+    group_size: int
+    privacy_code: str | None
+    said: int
+    speaking: bool
+    hearing: dict[str, HearingReport]
+
+
+class ChannelReport(msgspec.Struct, kw_only=True):
+    """One channel. `group` are the users of its MLS group as the gateway knows them.
+
+    `codes_equal`: all members that are in force have the same privacy code; None where there is none.
+    """
+
+    channel: str
+    kind: ChannelKind
+    users: list[str]
+    ghosts: int
+    dave_version: int
+    mls_epoch: int | None
+    in_transition: bool
+    group: list[str]
+    commits_dropped: int
+    codes_equal: bool | None
+    members: list[MemberReport]
+
+
+class ToldReport(msgspec.Struct, kw_only=True):
+    """What a client said about its group: op 26, 28, 28 that were announced, 23, 31."""
+
+    key_packages: int
+    commits: int
+    commits_announced: int
+    ready: int
+    invalid: int
+
+
 class SessionReport(msgspec.Struct, kw_only=True):
     """One voice session; a resumed one is one session.
 
     `close_code` is that of its latest WebSocket to close (1006: no close frame), `close_clean` tells whether both
     sides sent a close frame. `trailing_silence` counts the silence frames at the end of what was received.
+    `in_the_clear` are frames that should have been encrypted end to end (sampled guilds only), `audible_after_ms` is
+    the time from op 4 to the first frame that a member could decrypt, `forwarded` are packets sent to this client.
     """
 
+    user: str
+    channel: str
     ssrc: int
     state: SessionState
     mode: str | None
@@ -70,6 +179,12 @@ class SessionReport(msgspec.Struct, kw_only=True):
     wrong_timestamp: int
     rtp_before_speaking: int
     keepalives: int
+    in_the_clear: int
+    forwarded: int
+    heartbeats: int
+    dave_version: int
+    told: ToldReport | None
+    audible_after_ms: float | None
     first_arrival_ns: int | None
     last_arrival_ns: int | None
     speaking: list[tuple[int, int]]
@@ -80,7 +195,7 @@ class SessionReport(msgspec.Struct, kw_only=True):
 
 
 class GuildReport(msgspec.Struct, kw_only=True):
-    """One guild with its sessions, oldest first."""
+    """One guild with its channels, and its sessions, oldest first; `channel` is where its bot was sent last."""
 
     guild: str
     channel: str
@@ -89,6 +204,7 @@ class GuildReport(msgspec.Struct, kw_only=True):
     connected: bool
     heard: bool
     sessions: list[SessionReport]
+    channels: list[ChannelReport]
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -112,6 +228,7 @@ class Report(msgspec.Struct, kw_only=True):
     wrong_timestamp: int
     rtp_before_speaking: int
     keepalives: int
+    in_the_clear: int
     unknown_ssrc: int
     unreadable: int
     kernel_drops: int
@@ -135,12 +252,19 @@ class SessionPackets(msgspec.Struct, kw_only=True):
 class GuildPackets(msgspec.Struct, kw_only=True):
     """Answer of `GET /guilds/{guild}/packets`: sessions, and the Opus frames their `payload` ids stand for.
 
-    A frame that the shared table had to forget is missing from `payloads`. Id 0 is silence.
+    A frame that the shared table had to forget is missing from `payloads`. Id 0 is silence, -1 a frame that no member
+    could decrypt. Frames are Opus: where they were encrypted end to end, as a member decrypted them.
     """
 
     guild: str
     sessions: list[SessionPackets]
     payloads: dict[int, bytes]
+
+
+class Listening(msgspec.Struct):
+    """Answer of `GET /guilds/{guild}/channels`."""
+
+    channels: list[ChannelReport]
 
 
 class Failure(msgspec.Struct):

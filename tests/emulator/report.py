@@ -1,5 +1,6 @@
 """What was measured, put together for the control interface."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,10 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.emulator import analysis
+from tests.emulator.channel import Channel
+from tests.emulator.members import Hearing, Member
 from tests.emulator.recorder import Recorder
-from tests.emulator.records import GuildPackets, GuildReport, Percentiles, Report, SessionPackets, SessionReport
+from tests.emulator.records import (
+    ChannelReport,
+    GuildPackets,
+    GuildReport,
+    HearingReport,
+    MemberReport,
+    Percentiles,
+    Report,
+    SessionPackets,
+    SessionReport,
+    ToldReport,
+)
 from tests.emulator.server import VoiceServer
 from tests.emulator.session import Guild, VoiceSession
+
+_NS_PER_MS = 1e6
 
 Recording = dict[str, NDArray[np.generic]]
 
@@ -63,7 +79,7 @@ def _joined(recordings: Sequence[Recording], column: str) -> NDArray[np.int64]:
 
 def count(server: VoiceServer, recorder: Recorder, timing: Timing, *, with_guilds: bool) -> Report:
     """The report as of now, with the timing found."""
-    rows = [_guild_report(guild, recorder) for guild in server.guilds.values()]
+    rows = [_guild_report(server, guild, recorder) for guild in server.guilds.values()]
     sums = {
         name: before + sum(int(getattr(session, name)) for row in rows for session in row.sessions)
         for name, before in server.retired.items()
@@ -83,26 +99,91 @@ def count(server: VoiceServer, recorder: Recorder, timing: Timing, *, with_guild
     )
 
 
-def _guild_report(guild: Guild, recorder: Recorder) -> GuildReport:
+def _guild_report(server: VoiceServer, guild: Guild, recorder: Recorder) -> GuildReport:
     sessions = [_session_report(session, recorder) for session in guild.sessions]
     return GuildReport(
         guild=guild.guild,
-        channel=guild.channel,
-        endpoint=guild.voice().endpoint,
+        channel=server.seat(guild.guild, None).channel.channel if guild.seats else "",
+        endpoint=guild.endpoint_name,
         sampled=guild.sampled,
         connected=any(session.connected for session in guild.sessions),
         heard=guild.heard_before or any(session.audio_packets for session in sessions),
         sessions=sessions,
+        channels=listening(guild),
+    )
+
+
+def listening(guild: Guild) -> list[ChannelReport]:
+    """The channels of a guild, and what the members in them heard."""
+    return [_channel_report(channel) for channel in guild.channels.values()]
+
+
+def _channel_report(channel: Channel) -> ChannelReport:
+    group = channel.group
+    gone = [_member_report(member, gone=True) for member in channel.gone]
+    here = [_member_report(member, gone=False) for member in channel.members.values()]
+    codes = {each.privacy_code for each in here if each.since_ns is not None}
+    return ChannelReport(
+        channel=channel.channel,
+        kind=channel.kind,
+        users=channel.users,
+        ghosts=len(channel.ghosts),
+        dave_version=channel.dave_version,
+        mls_epoch=None if group is None else group.mls_epoch,
+        in_transition=group is not None and group.in_transition,
+        group=[] if group is None else list(group.members.values()),
+        commits_dropped=0 if group is None else group.commits_dropped,
+        codes_equal=len(codes) == 1 if codes and group is not None else None,
+        members=gone + here,
+    )
+
+
+def _member_report(member: Member, *, gone: bool) -> MemberReport:
+    dave = member.dave
+    return MemberReport(
+        user=member.user,
+        ssrc=member.ssrc,
+        gone=gone,
+        since_ns=member.since_ns,
+        executed_ns=member.executed_ns or None,
+        mls_epoch=None if dave is None else dave.mls_epoch,
+        group_size=0 if dave is None else len(dave.users),
+        privacy_code=None if dave is None else dave.privacy_code,
+        said=member.said,
+        speaking=bool(member.to_say) and not gone,
+        hearing={sender: _hearing_report(hearing) for sender, hearing in member.hearing.items()},
+    )
+
+
+def _hearing_report(hearing: Hearing) -> HearingReport:
+    return HearingReport(
+        received=hearing.received,
+        decrypted=hearing.decrypted,
+        failed=hearing.failed,
+        failed_at_start=hearing.failed_at_start,
+        early=hearing.early,
+        first_decrypted_ns=hearing.first_decrypted_ns or None,
+        last_decrypted_ns=hearing.last_decrypted_ns or None,
+        last_failed_ns=hearing.last_failed_ns or None,
+        longest_gap_ms=hearing.longest_gap_ns / _NS_PER_MS,
     )
 
 
 def _session_report(session: VoiceSession, recorder: Recorder) -> SessionReport:
-    ledger, row, closing = recorder.ledger, session.row, session.closing
+    ledger, row, closing, told = recorder.ledger, session.row, session.closing, session.told
+    audible_ns = session.audible_ns - session.described_ns
     return SessionReport(
+        user=session.user,
+        channel=session.channel.channel,
         ssrc=session.ssrc,
         state=session.state,
         mode=session.mode,
         resumed=session.resumed,
+        forwarded=0 if session.downlink is None else session.downlink.sent,
+        heartbeats=session.heartbeats,
+        dave_version=session.dave_version,
+        told=None if told is None else ToldReport(**dataclasses.asdict(told)),
+        audible_after_ms=audible_ns / _NS_PER_MS if session.audible_ns else None,
         first_arrival_ns=int(ledger.first_arrival_ns[row]) or None,
         last_arrival_ns=int(ledger.last_arrival_ns[row]) or None,
         speaking=list(session.speaking),

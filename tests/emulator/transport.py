@@ -1,4 +1,4 @@
-"""Opening of sealed RTP packets in the two live modes. Pure.
+"""Opening and sealing of RTP packets in the two live modes. Pure.
 
 Source: reference sections 4.2 to 4.5.
 """
@@ -7,7 +7,7 @@ from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt
+from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt, crypto_aead_xchacha20poly1305_ietf_encrypt
 from nacl.exceptions import CryptoError
 
 from tests.emulator.wire import MODE_AES, MODE_XCHACHA, NONCE_BYTES, RTP_HEADER_BYTES, SMALLEST_RTP_BYTES
@@ -91,3 +91,38 @@ def open_rtp(opener: Opener, packet: bytes) -> bytes:
             raise DecryptFailedError
         plain = plain[: -plain[-1]]
     return plain
+
+
+class Sealer(Protocol):
+    """Encrypts with one session's key."""
+
+    def seal(self, header: bytes, plain: bytes, nonce: bytes) -> bytes:
+        """Ciphertext and tag; `nonce` is the counter of 4 bytes."""
+
+
+class AesSealer:
+    """`aead_aes256_gcm_rtpsize`."""
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = AESGCM(key)
+
+    def seal(self, header: bytes, plain: bytes, nonce: bytes) -> bytes:
+        """See `Sealer.seal`."""
+        return self._cipher.encrypt(nonce + _AES_NONCE_TAIL, plain, header)
+
+
+class XChaChaSealer:
+    """`aead_xchacha20_poly1305_rtpsize`."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def seal(self, header: bytes, plain: bytes, nonce: bytes) -> bytes:
+        """See `Sealer.seal`."""
+        return bytes(crypto_aead_xchacha20poly1305_ietf_encrypt(plain, header, nonce + _XCHACHA_NONCE_TAIL, self._key))
+
+
+def sealer_for(mode: str, key: bytes) -> Sealer:
+    """The sealer of a live mode. Raises: KeyError."""
+    sealers: dict[str, type[AesSealer] | type[XChaChaSealer]] = {MODE_AES: AesSealer, MODE_XCHACHA: XChaChaSealer}
+    return sealers[mode](key)

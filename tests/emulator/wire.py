@@ -6,9 +6,11 @@ Source: reference sections 2.2 (opcodes), 2.6 (close codes), 3 (UDP), 4 (RTP and
 import struct
 from enum import IntEnum
 
+from tests.emulator.dave.frame import OVERHEAD_BYTES
+
 
 class Op(IntEnum):
-    """Voice gateway opcodes used by a server without DAVE."""
+    """Voice gateway opcodes without those of DAVE, which are in `dave/group.py`."""
 
     IDENTIFY = 0
     SELECT_PROTOCOL = 1
@@ -22,6 +24,7 @@ class Op(IntEnum):
     RESUMED = 9
     CLIENTS_CONNECT = 11
     VIDEO = 12
+    CLIENT_DISCONNECT = 13
     SESSION_UPDATE = 14
     MEDIA_SINK_WANTS = 15
     BACKEND_VERSION = 16
@@ -41,8 +44,10 @@ class Close(IntEnum):
     ALREADY_AUTHENTICATED = 4005
     SESSION_INVALID = 4006
     SESSION_TIMEOUT = 4009
+    DISCONNECTED = 4014
     UNKNOWN_PROTOCOL = 4012
     UNKNOWN_MODE = 4016
+    DAVE_REQUIRED = 4017
     BAD_REQUEST = 4020
     RATE_LIMITED = 4021
 
@@ -64,6 +69,8 @@ TAG_BYTES = 16
 NONCE_BYTES = 4
 SMALLEST_RTP_BYTES = RTP_HEADER_BYTES + TAG_BYTES + NONCE_BYTES
 SILENT_RTP_BYTES = SMALLEST_RTP_BYTES + len(SILENCE_FRAME)
+SILENT_DAVE_RTP_BYTES = tuple(SILENT_RTP_BYTES + overhead for overhead in OVERHEAD_BYTES)
+"""Fewest and most bytes of a packet whose silence is encrypted end to end, too."""
 OPUS_PAYLOAD_TYPE = 120
 KEEPALIVE_BYTES = 8
 
@@ -93,3 +100,8 @@ def discovery_ssrc(request: bytes) -> int | None:
 def discovery_response(ssrc: int, address: str, port: int) -> bytes:
     """IP discovery response that tells the observed address. Source: reference section 3.1."""
     return _DISCOVERY.pack(_DISCOVERY_RESPONSE, _DISCOVERY_LENGTH, ssrc, address.encode(), port)
+
+
+def legacy_discovery_response(ssrc: int, address: str, port: int) -> bytes:
+    """The response of 70 bytes, without type and length, that was abolished in 2023."""
+    return discovery_response(ssrc, address, port)[4:]

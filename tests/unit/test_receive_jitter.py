@@ -169,6 +169,16 @@ def test_a_packet_without_a_frame_hides_no_loss() -> None:
     assert buffer.lost == 1
 
 
+def test_a_packet_without_a_frame_waits_for_those_it_overtook() -> None:
+    """Padding that comes early does not close the turn of a frame sent before it."""
+    buffer = JitterBuffer()
+    push(buffer, 0)
+    buffer.push(2, FRAME, b"", START_NS + FRAME_NS)
+    assert heard(buffer.pop(due(0))) == [(0, b"0")]
+    assert push(buffer, 1, late_ms=50) is None
+    assert heard(buffer.pop(due(1))) == [(1, b"1")]
+
+
 def test_timestamps_given_out_only_grow() -> None:
     """A sender whose timestamp goes back, stands still or leaps for no reason is heard on a line of our own."""
     buffer = JitterBuffer()

@@ -13,7 +13,7 @@ from shared.clock import NS_PER_MS, NS_PER_S
 from shared.protocol import ip_discovery
 from shared.protocol.opus import SILENCE_FRAME
 from shared.protocol.rtp import pack_header
-from shared.protocol.transport_crypto import AES_GCM, KEY_BYTES, XCHACHA, seal_packet
+from shared.protocol.transport_crypto import AES_GCM, KEY_BYTES, MODES, XCHACHA, seal_packet
 from worker.voice.receive.drops import Drop, Drops
 from worker.voice.receive.jitter import DEPTH_NS
 from worker.voice.receive.pipeline import (
@@ -125,17 +125,17 @@ def test_frames_come_out_under_their_user() -> None:
     assert rig.counted == {}
 
 
-@pytest.mark.parametrize("mode", [AES_GCM, XCHACHA])
-def test_both_live_modes_are_opened(mode: str) -> None:
-    """The mode is the one of the last key."""
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_is_opened(mode: str) -> None:
+    """Mode and key are the last ones told: what the key before sealed is dropped."""
     rig = Rig()
     rig.pipeline.rekey(mode, OTHER_KEY)
     rig.speaking()
     rig.receive(rig.seal(1, opus(1), key=OTHER_KEY, mode=mode))
-    rig.receive(rig.seal(2, opus(2)))
+    rig.receive(rig.seal(2, opus(2), mode=mode))
     rig.wait(NS_PER_S)
     assert rig.frames() == opuses(1)
-    assert rig.counted == {"forged": 1}
+    assert rig.counted == {"forged" if mode in (AES_GCM, XCHACHA) else "malformed": 1}
 
 
 def test_end_to_end_decryption_gets_the_sender_and_no_padding() -> None:

@@ -21,7 +21,8 @@ class Reply(NamedTuple):
 class DaveyMember:
     """Follows the group, decrypts what others send and encrypts what it sends itself.
 
-    `version` is the protocol version in force for it: 0 until its first transition was executed.
+    `version` is the protocol version in force for it: 0 until its first transition was executed, and again whenever it
+    has to begin anew.
     """
 
     def __init__(self, user: str, channel_id: int) -> None:
@@ -29,6 +30,8 @@ class DaveyMember:
         self.version = 0
         self.executed = 0
         """Transitions that came into force."""
+        self.downgraded = False
+        """Whether the gateway turned encryption off."""
         self._channel_id = channel_id
         self._recognised = {int(user)}
         self._pending: dict[int, int] = {}
@@ -130,11 +133,15 @@ class DaveyMember:
 
     def _execute(self, version: int) -> None:
         self.version = version
+        self.downgraded = version == 0
         self.executed += 1
         if version:
             self._session.set_passthrough_mode(False)
 
     def _begin_anew(self) -> Reply:
+        self.version = 0
+        self.downgraded = False
+        self._pending.clear()
         self._session.reinit(davey.DAVE_PROTOCOL_VERSION, int(self.user), self._channel_id)
         return self._key_package()
 

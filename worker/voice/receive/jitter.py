@@ -162,7 +162,7 @@ class JitterBuffer:
 
     def _lost_before(self, head: _Held) -> bool:
         """Whether the next slot is one that was lost: packets are missing, and before the head is time for one."""
-        if self._after_pause or not head.frame or not 0 < self._missing_before(head) <= MAX_MARKED_LOST:
+        if self._after_pause or not 0 < self._missing_before(head) <= MAX_MARKED_LOST:
             return False
         step = self._step(head)
         return step is not None and step >= 2 * FRAME_SAMPLES
