@@ -51,7 +51,14 @@ unit: install
 	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/unit tests/vectors
 
 test: redis ## Every test that needs only the lock
-	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/unit tests/vectors tests/integration tests/bench tests/e2e
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-parts test-whole
+
+.PHONY: test-parts test-whole
+test-parts: # beside the whole pools, and behind them where the processor is short
+	@PYTHONASYNCIODEBUG=1 nice $(BIN)/pytest -q tests/unit tests/vectors tests/integration tests/bench
+
+test-whole:
+	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/e2e
 
 test-system: redis ## Tests that need the Debian packages of tests/packages.txt
 	@tests/system/packages-present
