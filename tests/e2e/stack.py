@@ -174,6 +174,7 @@ class Stack:
         supervisors: for each its settings; without, one with two fan-out workers and one encode worker.
         coordinator: settings of the coordinator alone.
         settings: settings of all.
+        emulator: more command line of the local Discord.
     """
 
     def __init__(
@@ -183,6 +184,7 @@ class Stack:
         supervisors: Mapping[str, Mapping[str, str]] | None = None,
         coordinator: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
+        emulator: Sequence[str] = (),
     ) -> None:
         self.media = folder / "media"
         self.logs = folder / "logs"
@@ -195,6 +197,7 @@ class Stack:
         self.discord: EmulatorClient
         self._supervisors = {name: dict(more) for name, more in (supervisors or {"supervisor": {}}).items()}
         self._coordinator = dict(coordinator or {})
+        self._emulator = emulator
         self._settings = {
             "GUILDCAST_NAMESPACE": self.keys.word,
             "GUILDCAST_FANOUT_WORKERS": "2",
@@ -216,7 +219,7 @@ class Stack:
             exits.push_async_callback(self.store.close)
             exits.push_async_callback(self.frames.close)
             ready = msgspec.json.decode(
-                await self.pool.start("emulator", "tests.emulator", "--sample", "128", ready_line=True)
+                await self.pool.start("emulator", "tests.emulator", "--sample", "128", *self._emulator, ready_line=True)
             )
             for more in self._supervisors.values():
                 more["GUILDCAST_TLS_CA_FILE"] = ready["ca_file"]
@@ -385,9 +388,12 @@ class Stack:
         return [(str(_FIRST_GUILD + number), str(_FIRST_CHANNEL + number)) for number in numbers]
 
     async def voice(
-        self, guild: str, channel: str, *, kind: ChannelKind = "voice", members: int | None = 1
+        self, guild: str, channel: str, *, kind: ChannelKind | None = "voice", members: int | None = 1
     ) -> dict[str, str]:
-        """Fresh voice credentials as a job takes them; a channel that is new has members who listen and decrypt."""
+        """Fresh voice credentials as a job takes them; a channel that is new has members who listen and decrypt.
+
+        With `kind` None the channel is known already.
+        """
         issued = (await self.discord.issue([(guild, channel)], kind=kind, members=members))[0]
         told: dict[str, str] = msgspec.to_builtins(issued)
         return {name: told[name] for name in ("user_id", "session_id", "token", "endpoint")}
@@ -407,7 +413,7 @@ class Stack:
         guilds: Sequence[tuple[str, str]],
         broadcast: str,
         *,
-        kind: ChannelKind = "voice",
+        kind: ChannelKind | None = "voice",
         members: int | None = None,
     ) -> None:
         jobs = []

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -18,6 +17,7 @@ import pytest_asyncio
 from shared.protocol.close_codes import CLOSE_CODES, Action, action_for
 from shared.schema.event import Event
 from shared.schema.records import GuildStatus
+from tests.e2e.outside_bot import outside_bot
 from tests.e2e.stack import Stack, until
 from tests.emulator.records import SessionReport
 from tests.media.make_programme import PROGRAMME
@@ -40,28 +40,6 @@ class Fate:
     wanted: list[Event] = field(default_factory=list)
     status: GuildStatus | None = None
     after_repeat: GuildStatus | None = None
-
-
-class OutsideBot:
-    """Answers `guild.voice_wanted` as a user's own bot does; it was thrown out of the guilds in `kicked`."""
-
-    def __init__(self, stack: Stack, kicked: set[str]) -> None:
-        self._stack = stack
-        self._kicked = kicked
-
-    async def run(self) -> None:
-        answered = 0
-        while True:
-            wanted = await self._stack.events("guild.voice_wanted")
-            for event in wanted[answered:]:
-                if event.guild not in self._kicked:
-                    voice = await self._stack.voice(event.guild, event.channel)
-                    await self._stack.send(
-                        {"v": 1, "id": self._stack.new_id("bot"), "type": "guild.voice", "guild": event.guild}
-                        | {"channel": event.channel, "voice": voice}
-                    )
-            answered = len(wanted)
-            await asyncio.sleep(0.02)  # the events stream is polled by bots, too
 
 
 async def close(stack: Stack, guild: str, code: int) -> None:
@@ -91,8 +69,7 @@ async def fates(running: Stack) -> AsyncIterator[dict[int, Fate]]:
     guilds = dict(zip(ALL_CODES, await stack.join(len(ALL_CODES), radio), strict=True))
     await stack.hear_more(guilds.values(), 50)
     fates = {code: Fate(code) for code in guilds}
-    bot = asyncio.create_task(OutsideBot(stack, {guilds[KICKED]}).run())
-    try:
+    async with outside_bot(stack, {guilds[KICKED]}):
         for code, guild in guilds.items():
             await close(stack, guild, code)
         stopped = {code for code in guilds if action_for(code) is Action.STOP} | {KICKED}
@@ -121,10 +98,6 @@ async def fates(running: Stack) -> AsyncIterator[dict[int, Fate]]:
             await stack.wait_event("guild.failed", guild=guild, final=True)
             fates[code].after_repeat = (await stack.guild(guild))[1]
         yield fates
-    finally:
-        bot.cancel()
-        with suppress(asyncio.CancelledError):
-            await bot
 
 
 async def heard_since(stack: Stack, guild: str, code: int) -> bool:

@@ -342,7 +342,9 @@ def test_a_restart_among_others_is_sent_through() -> None:
 def test_waiting_is_measured_only_while_somebody_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody who came and went before there was a group does not make the next one's wait longer."""
     now_s = 100.0
-    monkeypatch.setattr(worker.voice.dave, "time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr(
+        worker.voice.dave, "time", SimpleNamespace(monotonic=lambda: now_s, monotonic_ns=lambda: int(now_s * 1e9))
+    )
     call = Call()
     member = us(call)
     member.connected([OTHER])

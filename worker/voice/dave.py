@@ -7,15 +7,13 @@ While a protocol version of 1 or more is in force nothing leaves in the clear: w
 which is what `ready` says. Old keys stay in use until the transition to the next ones is executed, also where the group
 they come from is gone: as long as somebody is there, they are what the others have.
 
-MLS work holds the interpreter for milliseconds, so the operations of a worker take turns (`turns`): between any two of
-them its pace comes round.
+MLS work holds the interpreter for milliseconds, so it is done in turns that the pace gives out (`turns.py`).
 
 Source: voice protocol reference, sections 6.2 to 6.5, 6.7 and 6.10; libdave through `dave.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
@@ -43,6 +41,7 @@ from shared.protocol.voice_gateway import (
     Welcomed,
 )
 from worker.voice.commons import VoiceCounters
+from worker.voice.turns import Turns
 
 MAX_VERSION = dave.get_max_supported_protocol_version()
 _NEW_GROUP_EPOCH = 1
@@ -77,7 +76,7 @@ class Dave:
         gateway: takes what is answered.
         user_id, channel_id: of this session; the channel names the group.
         counters: of the worker.
-        turns: held during MLS work.
+        turns: of the worker, taken for MLS work.
         required: refuse to send without end-to-end encryption.
         receiving: follow the keys of the others, too, for `decrypt`.
         on_change: called when `version`, `ready`, `protect` or `privacy_code` may have changed.
@@ -90,7 +89,7 @@ class Dave:
         channel_id: str,
         *,
         counters: VoiceCounters,
-        turns: asyncio.Lock,
+        turns: Turns,
         required: bool,
         receiving: bool,
         on_change: Callable[[], None],
@@ -174,24 +173,6 @@ class Dave:
         if self.version is None and isinstance(event, PrepareEpoch | PrepareTransition | ExecuteTransition):
             return  # op 4 will say what is in force, and begins the group
         match event:
-            case SessionDescription():
-                async with self._turns:
-                    self._describe(event.dave_protocol_version)
-            case ExternalSender():
-                async with self._turns:
-                    self._set_external_sender(event.package)
-            case Proposals():
-                async with self._turns:
-                    self._propose(event.body)
-            case CommitAnnounced():
-                async with self._turns:
-                    self._commit(event.transition_id, event.commit)
-            case Welcomed():
-                async with self._turns:
-                    self._welcome(event.transition_id, event.welcome)
-            case PrepareEpoch():
-                async with self._turns:
-                    self._prepare_epoch(event.mls_epoch, event.protocol_version)
             case PrepareTransition():
                 _check_version(event.protocol_version)
                 self._prepare(event.transition_id, event.protocol_version, None)
@@ -206,9 +187,34 @@ class Dave:
                     self._gateway.key_package(self._key_package)
                 self._offer_again = False
                 return
+            case (
+                SessionDescription() | ExternalSender() | Proposals() | CommitAnnounced() | Welcomed() | PrepareEpoch()
+            ):
+                await self._turns.group()
+                began_ns = time.monotonic_ns()
+                try:
+                    self._work_on(event)
+                finally:
+                    self._turns.spent(time.monotonic_ns() - began_ns)
             case _:
                 return
         self._on_change()
+
+    def _work_on(self, event: Event) -> None:
+        """What takes milliseconds."""
+        match event:
+            case SessionDescription():
+                self._describe(event.dave_protocol_version)
+            case ExternalSender():
+                self._set_external_sender(event.package)
+            case Proposals():
+                self._propose(event.body)
+            case CommitAnnounced():
+                self._commit(event.transition_id, event.commit)
+            case Welcomed():
+                self._welcome(event.transition_id, event.welcome)
+            case PrepareEpoch():
+                self._prepare_epoch(event.mls_epoch, event.protocol_version)
 
     # the session
 
