@@ -92,6 +92,22 @@ class ProductMember:
         self._seq += 1
         return self._take(self.gateway.receive_binary(self._seq.to_bytes(2, "big") + bytes([op]) + body))
 
+    def hear_text(self, text: str) -> list[Reply]:
+        """Answer one text frame of the gateway."""
+        return self._take(self.gateway.receive_text(text))
+
+    def resume(self) -> None:
+        """Lose the WebSocket with all that was queued for it, and have the session resumed on another one."""
+        self.gateway.disconnected(1006)
+        self.gateway.connected()
+        self._tell(9, None)
+
+    def acknowledge(self) -> list[Reply]:
+        """Send a heartbeat and have it answered."""
+        self.gateway.heartbeat(1)
+        self.gateway.data_to_send()
+        return self._tell(6, {"t": 1})
+
     def encrypt(self, frame: bytes) -> bytes:
         """Send an Opus frame as a worker would."""
         protect = self.dave.protect
@@ -104,7 +120,7 @@ class ProductMember:
         return self.dave.decrypt(user, frame)
 
     def _tell(self, op: int, data: object) -> list[Reply]:
-        return self._take(self.gateway.receive_text(json.dumps({"op": op, "d": data})))
+        return self.hear_text(json.dumps({"op": op, "d": data}))
 
     def _take(self, events: list[Event]) -> list[Reply]:
         for event in events:
