@@ -64,7 +64,7 @@ $(INTEROP)/python/installed: tests/interop/requirements.lock
 	@touch $@
 
 $(INTEROP)/node/installed: tests/interop/package.json tests/interop/package-lock.json
-	@command -v node npm >/dev/null || { echo "make interop needs Node.js with npm: install the packages nodejs and npm" >&2; exit 1; }
+	@command -v npm >/dev/null || { echo "make interop needs Node.js with npm: install the packages nodejs and npm" >&2; exit 1; }
 	@mkdir -p $(INTEROP)/node
 	@cp $^ $(INTEROP)/node/
 	@cd $(INTEROP)/node && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error

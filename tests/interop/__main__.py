@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -97,7 +97,9 @@ def _print_row(row: Row) -> None:
 async def _run(options: argparse.Namespace) -> int:
     chosen = [kind for kind in kinds(options.environment) if options.client in (None, kind.name)]
     names = [name for name in (_TALK, *FAULTS) if options.scene in (None, name)]
-    folder = Path(tempfile.mkdtemp(prefix="interop-", dir=options.environment))
+    folder = options.environment / "last-run"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     print(f"{'client':17} {'scene':18} {'result':7} {'silence':>9} {'known':>9}  remark", flush=True)
     done = await asyncio.gather(*(_play_all(kind, names, folder) for kind in chosen))
     rows = [row for each in done for row in each]
