@@ -84,7 +84,7 @@ LOCK := uv pip compile --universal --generate-hashes --no-header --no-emit-index
 lock: ## Renew all lock files (needs uv and npm)
 	$(LOCK) --extra dev pyproject.toml -o requirements.lock
 	$(LOCK) tests/interop/requirements.in -o tests/interop/requirements.lock
-	cd tests/interop && npm update --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
+	cd tests/interop && npm update --package-lock-only --ignore-scripts
 
 clean: ## Remove everything that can be made again
 	rm -rf $(VENV) .run .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
