@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 GUILDS ?= 100
+SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor run check format lint types imports unit test test-system interop bench-fanout lock clean
+.PHONY: help install doctor run check format lint types imports unit test test-system fuzz interop bench-fanout bench-seal lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,6 +57,9 @@ test-system: redis ## Tests that need the Debian packages of tests/packages.txt
 	@tests/system/packages-present
 	@$(BIN)/pytest -q tests/system
 
+fuzz: install ## Spoil inputs of every reader of foreign bytes: make fuzz SECONDS=60
+	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+
 INTEROP := .run/interop
 
 $(INTEROP)/python/installed: tests/interop/requirements.lock
@@ -77,6 +81,9 @@ interop: install $(INTEROP)/python/installed $(INTEROP)/node/installed ## Prove 
 
 bench-fanout: redis ## CPU per packet of a worker with its sender, beside bare sendmmsg: make bench-fanout GUILDS=1000
 	@$(BIN)/python -m tests.bench.fanout --guilds $(GUILDS)
+
+bench-seal: install ## CPU per packet of each transport mode, beside AES-GCM
+	@$(BIN)/python -m tests.bench.seal
 
 LOCK := uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --no-annotate \
 	--python-version 3.11 --upgrade --quiet

@@ -12,7 +12,7 @@ from coordinator.election import Leadership
 from coordinator.intake import BLOCK_S, Intake
 from coordinator.jobs import JobEffects
 from coordinator.planner import Planner
-from coordinator.recovery import Recovery
+from coordinator.recovery import Failure, Recovery
 from coordinator.registry import Change, Registry
 from shared.clock import unix_ms
 from shared.errors import StoreError
@@ -27,6 +27,7 @@ from shared.store.keys import Keys
 _PLAN_EVERY_S = 0.25
 _SWEEP_EVERY_S = 10.0
 _READ_AT_ONCE = 500
+_CONNECTED = ("guild.playing", "guild.idle", "guild.alone", "guild.suppressed")
 
 
 class Coordinator:
@@ -87,6 +88,8 @@ class Coordinator:
         await change.commit(self._leadership)
         lock = asyncio.Lock()
         recovery = Recovery()
+        for guild in registry.guilds.values():
+            recovery.restore(guild, time.monotonic())
         effects = JobEffects(registry, self._leadership, self._seal, recovery)
         planner = Planner(registry, self._leadership, recovery)
         intake = Intake(self._store, self._jobs_reader, registry, self._leadership, effects, lock)
@@ -110,7 +113,8 @@ class Coordinator:
         for guild in list(registry.guilds.values()):
             status = guild.status
             if guild.worker and status is not None and status.state == "failed":
-                recovery.failed(guild, status.code, status.close_code, time.monotonic(), change)
+                failure = Failure(status.code, status.close_code, status.message)
+                recovery.failed(guild, failure, time.monotonic(), change)
         for broadcast in list(registry.broadcasts.values()):
             if broadcast.status is not None and broadcast.status.state == "ended":
                 change.drop_broadcast(broadcast)
@@ -176,6 +180,7 @@ class Coordinator:
             recovery.forget(key)
         elif guild.generation and guild.generation == event.generation:
             if event.type == "guild.failed":
-                recovery.failed(guild, event.code, event.close_code, time.monotonic(), change)
-            elif event.type in ("guild.playing", "guild.idle"):
+                failure = Failure(event.code, event.close_code, event.message)
+                recovery.failed(guild, failure, time.monotonic(), change)
+            elif event.type in _CONNECTED:
                 recovery.well(key, time.monotonic())

@@ -5,16 +5,17 @@ Source: design section 4, "Jobs in".
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import msgspec
 
 from coordinator.election import Leadership
-from coordinator.recovery import Recovery
+from coordinator.recovery import ATTEMPTS_WITHIN_S, Recovery
 from coordinator.registry import Broadcast, Change, Guild, Registry, released
 from shared.clock import unix_ms
 from shared.errors import ErrorCode, JobError
-from shared.schema.event import Event
+from shared.schema.event import broadcast_event, guild_event
 from shared.schema.job import BroadcastStart, BroadcastStop, GuildJoin, GuildLeave, GuildVoice, ServedJob
 from shared.schema.records import BroadcastSpec, BroadcastStatus, GuildSpec, GuildStatus
 from shared.seal import VoiceSeal
@@ -63,16 +64,8 @@ class JobEffects:
             change.put_broadcast(replace(broadcast, term=await self._leadership.draw(), stopping=True))
         else:
             change.drop_broadcast(broadcast)
-            change.event(
-                Event(
-                    type="broadcast.ended",
-                    at=unix_ms(),
-                    job=job.id,
-                    broadcast=job.broadcast,
-                    run=broadcast.spec.run,
-                    reason="stopped",
-                )
-            )
+            spec = msgspec.structs.replace(broadcast.spec, job=job.id)
+            change.event(broadcast_event(spec, BroadcastStatus(state="ended", at=unix_ms()), reason="stopped"))
         if job.leave:
             for guild in self._registry.guilds.values():
                 if guild.spec.broadcast == job.broadcast:
@@ -89,11 +82,12 @@ class JobEffects:
             channel=job.channel,
             broadcast=job.broadcast,
             speaking=job.speaking,
+            on_kick=job.on_kick,
             voice=voice,
             job=job.id,
         )
-        same_session = job.voice is None and before is not None and before.spec.channel == job.channel
-        if before is not None and same_session and before.spec.speaking == job.speaking:
+        goes_on = before is not None and before.worker and job.voice is None and before.spec.channel == job.channel
+        if before is not None and goes_on and before.spec.speaking == job.speaking:
             change.put_guild(replace(before, spec=spec))
         else:
             self._put_anew(spec, before, change)
@@ -105,10 +99,17 @@ class JobEffects:
 
     def _put_anew(self, spec: GuildSpec, before: Guild | None, change: Change) -> None:
         """Store a spec that needs a session of its own: the planner places it under a new generation."""
-        if spec.voice is not None:
-            self._recovery.renewed((spec.bot, spec.guild))
+        guild = replace(released(before), spec=spec) if before is not None else Guild(spec)
+        wait_s = self._recovery.renewed(guild, time.monotonic())
         status = GuildStatus(state="wanted", at=unix_ms())
-        change.put_guild(replace(released(before), spec=spec, status=status) if before else Guild(spec, status=status))
+        if wait_s:
+            status = msgspec.structs.replace(
+                status,
+                code=str(ErrorCode.TOO_MANY_ATTEMPTS),
+                message=f"too many attempts within {ATTEMPTS_WITHIN_S / 60:.0f} min: the next in {wait_s:.0f} s",
+                retry_at=status.at + round(wait_s * 1_000),
+            )
+        change.put_guild(replace(guild, status=status))
 
     def _guild_leave(self, job: GuildLeave, change: Change) -> None:
         self._drop_guild(self._guild(job.bot, job.guild), job.id, change)
@@ -122,15 +123,5 @@ class JobEffects:
     def _drop_guild(self, guild: Guild, job_id: str, change: Change) -> None:
         self._recovery.forget(guild.key)
         change.drop_guild(guild)
-        change.event(
-            Event(
-                type="guild.stopped",
-                at=unix_ms(),
-                job=job_id,
-                bot=guild.spec.bot,
-                guild=guild.spec.guild,
-                channel=guild.spec.channel,
-                broadcast=guild.spec.broadcast,
-                worker=guild.worker,
-            )
-        )
+        spec = msgspec.structs.replace(guild.spec, job=job_id)
+        change.event(guild_event(spec, GuildStatus(state="stopped", at=unix_ms()), worker=guild.worker))

@@ -6,17 +6,18 @@ Level-triggered: each pass looks at the whole, so a missed message costs time an
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
 from coordinator.election import Leadership
-from coordinator.placement import Room, place
+from coordinator.placement import Pace, Room, place
 from coordinator.recovery import Recovery
 from coordinator.registry import Broadcast, Change, Guild, Registry, Worker, released
 from shared.clock import unix_ms
 from shared.errors import ErrorCode
 from shared.logs import get_logger
-from shared.schema.event import Event
+from shared.schema.event import Event, broadcast_event, guild_event
 from shared.schema.records import BroadcastStatus, GuildStatus, WorkerRole
 
 GRACE_S = 5.0
@@ -25,6 +26,9 @@ _TOLD_AFTER_MS = 5_000
 """How long something may wait for a worker before that is told."""
 _AT_ONCE = 100
 """Records changed in one script, so that Redis is never held up for long."""
+IDENTIFIES_PER_S = 100.0
+IDENTIFIES_AT_ONCE = 100
+"""Guilds that a worker is given. It begins a handshake every 10 ms: of more than that, most would wait with it."""
 
 
 class Planner:
@@ -34,6 +38,7 @@ class Planner:
         self._registry = registry
         self._leadership = leadership
         self._recovery = recovery
+        self._pace = Pace(IDENTIFIES_PER_S, IDENTIFIES_AT_ONCE)
         self._judges_from_s = time.monotonic() + GRACE_S
 
     async def step(self) -> None:
@@ -70,17 +75,22 @@ class Planner:
         change.drop_worker(record.id)
         change.event(Event(type="worker.lost", at=unix_ms(), worker=record.id))
         await change.commit(self._leadership)
+        self._pace.forget(record.id)
 
     async def _ask_for_voice(self) -> None:
         now_s = time.monotonic()
         change = Change(self._registry)
-        for guild in list(self._registry.guilds.values()):
-            if guild.spec.voice is not None or guild.worker:
-                continue
+        for guild in self._mute_guilds():
             self._recovery.overdue(guild, now_s, change)
-            if not self._recovery.holds_back(guild.key, now_s):
-                self._recovery.wants_voice(guild, now_s, change)
         await change.commit(self._leadership)
+        change = Change(self._registry)  # what was overdue may be over
+        for guild in self._recovery.questions_due(self._mute_guilds(), now_s):
+            self._recovery.wants_voice(guild, now_s, change)
+        await change.commit(self._leadership)
+
+    def _mute_guilds(self) -> list[Guild]:
+        """Guilds that nobody can connect: they have no credentials."""
+        return [guild for guild in self._registry.guilds.values() if guild.spec.voice is None and not guild.worker]
 
     def _rooms(self, role: WorkerRole) -> list[Room]:
         assigned: dict[str, int] = {}
@@ -109,15 +119,21 @@ class Planner:
 
     async def _place_guilds(self) -> None:
         now_s = time.monotonic()
-        waiting = [
-            guild.key
+        ready = [
+            guild
             for guild in self._registry.guilds.values()
-            if not guild.worker and guild.spec.voice is not None and not self._recovery.holds_back(guild.key, now_s)
+            if not guild.worker and guild.spec.voice is not None and not self._recovery.holds_back(guild, now_s)
         ]
-        placed = place(waiting, self._rooms("fanout"))
-        await self._tell_unplaced_guilds([self._registry.guilds[key] for key in waiting if key not in placed])
+        waiting = [guild.key for guild in sorted(ready, key=self._recovery.due_s)]
+        rooms = self._rooms("fanout")
+        placed = place(waiting, rooms, {room.worker: self._pace.left(room.worker, now_s) for room in rooms})
+        # Those for whom there is room, too, only wait for their turn.
+        has_room = max(len(placed), sum(max(0, room.free) for room in rooms))
+        await self._tell_unplaced_guilds([self._registry.guilds[key] for key in waiting[has_room:]])
         if not placed:
             return
+        for worker, count in Counter(placed.values()).items():
+            self._pace.take(worker, count, now_s)
         generation = await self._leadership.draw(len(placed))
         for some in _batches(list(placed)):
             change = Change(self._registry)
@@ -133,35 +149,16 @@ class Planner:
         """Say of sources that nobody can hold them; one that shall end anyway has ended."""
         change = Change(self._registry)
         for broadcast in unplaced:
-            spec, status, at = broadcast.spec, broadcast.status, unix_ms()
+            status, at = broadcast.status, unix_ms()
             if broadcast.stopping:
                 change.drop_broadcast(broadcast)
-                change.event(
-                    Event(
-                        type="broadcast.ended",
-                        at=at,
-                        job=spec.job,
-                        broadcast=spec.broadcast,
-                        run=spec.run,
-                        reason="stopped",
-                    )
-                )
+                ended = BroadcastStatus(state="ended", at=at)
+                change.event(broadcast_event(broadcast.spec, ended, reason="stopped"))
             elif status is None or (status.code != ErrorCode.NO_WORKER and at - status.at > _TOLD_AFTER_MS):
                 message = "no encode worker has room: it goes on as soon as one has"
-                code = str(ErrorCode.NO_WORKER)
-                stalled = BroadcastStatus(state="stalled", at=at, code=code, message=message)
+                stalled = BroadcastStatus(state="stalled", at=at, code=str(ErrorCode.NO_WORKER), message=message)
                 change.put_broadcast(replace(broadcast, status=stalled))
-                change.event(
-                    Event(
-                        type="broadcast.stalled",
-                        at=at,
-                        job=spec.job,
-                        broadcast=spec.broadcast,
-                        run=spec.run,
-                        code=code,
-                        message=message,
-                    )
-                )
+                change.event(broadcast_event(broadcast.spec, stalled))
         await change.commit(self._leadership)
 
     async def _tell_unplaced_guilds(self, unplaced: list[Guild]) -> None:
@@ -169,25 +166,13 @@ class Planner:
         for some in _batches(unplaced):
             change = Change(self._registry)
             for guild in some:
-                spec, status, at = guild.spec, guild.status, unix_ms()
-                if status is not None and (status.code == ErrorCode.NO_WORKER or at - status.at < _TOLD_AFTER_MS):
+                before, at = guild.status, unix_ms()
+                if before is not None and (before.code == ErrorCode.NO_WORKER or at - before.at < _TOLD_AFTER_MS):
                     continue
                 message = "no fan-out worker has room: it is placed as soon as one has"
-                code = str(ErrorCode.NO_WORKER)
-                change.put_guild(replace(guild, status=GuildStatus(state="wanted", at=at, code=code, message=message)))
-                change.event(
-                    Event(
-                        type="guild.failed",
-                        at=at,
-                        job=spec.job,
-                        bot=spec.bot,
-                        guild=spec.guild,
-                        channel=spec.channel,
-                        broadcast=spec.broadcast,
-                        code=code,
-                        message=message,
-                    )
-                )
+                status = GuildStatus(state="wanted", at=at, code=str(ErrorCode.NO_WORKER), message=message)
+                change.put_guild(replace(guild, status=status))
+                change.event(guild_event(guild.spec, status, "guild.failed"))
             await change.commit(self._leadership)
 
 

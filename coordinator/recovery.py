@@ -1,56 +1,69 @@
-"""What follows when a guild's voice connection fails: try again, ask for new credentials, or leave it.
+"""What follows when a guild's voice connection fails: try again, ask for new credentials, wait for word, or leave it.
 
-The worker alone decides only to resume; everything else is decided here. Source: design section 4, "Voice credentials";
-voice protocol reference, section 2.6.
+The worker alone decides only to resume; everything else is decided here, by the one table of close codes. Nothing is
+done in a storm: failures in a row back off, and a guild that used up its attempts is left alone for a long while.
+Source: design section 4, "Voice credentials"; voice protocol reference, section 2.6.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
-from enum import Enum, auto
-from typing import Literal
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import msgspec
 
 from coordinator.registry import Change, Guild, GuildKey, released
 from shared.clock import unix_ms
 from shared.errors import ErrorCode
+from shared.logs import get_logger
 from shared.protocol.close_codes import Action, action_for
-from shared.schema.event import Event
+from shared.schema.event import guild_event
 from shared.schema.records import GuildStatus
 
 ANSWER_WITHIN_MS = 10_000
-"""How long an outside bot has to answer `guild.voice_wanted`."""
+"""How long an outside bot has to answer `guild.voice_wanted`; after a kick or a move section 2.6 asks for 5 to 15 s."""
+ATTEMPTS = 12
+ATTEMPTS_WITHIN_S = 600.0
+"""Sessions that a server ended, and questions for credentials, of one guild: of more, the long retry is left."""
+LONG_RETRY_S = 900.0
+_LONGEST_RETRY_S = LONG_RETRY_S * 1.2
+QUESTIONS_OPEN = 20
+"""Unanswered questions of one bot. It may send 120 gateway commands a minute: more could not be answered in time."""
 _FIRST_BACKOFF_S = 1.0
 _LONGEST_BACKOFF_S = 60.0
 _STEADY_AFTER_S = 60.0
 """A guild that was connected for this long starts afresh with its next failure."""
+_TRIES_WITH_SAME = 3
+"""Failures after which the credentials may be the cause, although nobody said so."""
+_NORMAL_CLOSE = 1000
+_NORMAL_CLOSE_WAIT_S = 3.0
+"""Discord sends 1000 also where new credentials are on their way: those are better than asking."""
+_DISCONNECTED = "disconnected"
+_NO_SERVER_ASKED = (ErrorCode.VOICE_UNREACHABLE, ErrorCode.UDP_BLOCKED)
+"""Failures that cost no voice server an attempt: while a network is away, trying on does no harm."""
 
 
-class Remedy(Enum):
-    """What a failure asks for."""
+class Failure(NamedTuple):
+    """The end of a guild's connection, as its worker told it."""
 
-    TRY_AGAIN = auto()
-    NEW_CREDENTIALS = auto()
-    NOTHING = auto()
+    code: str
+    close_code: int | None = None
+    message: str = ""
 
 
-def remedy_for(code: str, close_code: int | None) -> Remedy:
-    """The remedy for a failed connection, from its error code and, where the server closed it, the close code."""
-    if code in (ErrorCode.E2EE_REQUIRED, ErrorCode.VOICE_MODE_UNSUPPORTED):
-        return Remedy.NOTHING
-    if code == ErrorCode.VOICE_CREDENTIALS_REJECTED:
-        return Remedy.NEW_CREDENTIALS
-    if close_code is None:
-        return Remedy.TRY_AGAIN
-    match action_for(close_code):
-        case Action.STOP:
-            return Remedy.NOTHING
-        case Action.RESUME:
-            return Remedy.TRY_AGAIN  # the worker could not resume: identify afresh
-        case _:
-            return Remedy.NEW_CREDENTIALS
+_NEVER_HAD = Failure(str(ErrorCode.VOICE_CREDENTIALS_MISSING))
+
+
+def action_after(failure: Failure) -> Action:
+    """What the end of a connection asks for: by its error code where that says enough, else by the close code."""
+    if failure.code in (ErrorCode.E2EE_REQUIRED, ErrorCode.VOICE_MODE_UNSUPPORTED):
+        return Action.STOP
+    if failure.code in (ErrorCode.VOICE_CREDENTIALS_REJECTED, ErrorCode.VOICE_CREDENTIALS_MISSING):
+        return Action.NEW_CREDENTIALS
+    return action_for(failure.close_code)
 
 
 @dataclass(slots=True)
@@ -58,21 +71,44 @@ class _Trouble:
     """A guild's failures in a row, and what is due when (seconds of the caller's clock).
 
     Attributes:
-        due_s: nothing is tried or asked before; None: at once.
-        credentials: `none` is known of them, `lacking` new ones shall be asked for, `asked` an answer is awaited.
-        reason, close_code: why credentials are asked for.
-        fixes: failures that looked like a mistake of this side.
+        failures: in a row; the back-off grows with them.
+        same: failures in a row with the same credentials.
+        faults: failures that looked like a mistake of this side.
+        renewals: times in a row that a session needed new credentials.
+        unanswered: the last question was not answered.
+        attempts: when the last ones were made that cost somebody something.
+        worn_out: the attempts were used up, only the long retry is left.
+        due_s: nothing is tried or asked before; while a question is open, its deadline.
+        question_open: credentials were asked for and did not come yet.
+        cause: why they are asked for.
+        waits: the server disconnected the bot: only the outside bot knows whether it was kicked or moved.
         well_since_s: the guild has been connected since.
     """
 
     failures: int = 0
-    asked: int = 0
-    fixes: int = 0
-    due_s: float | None = None
-    credentials: Literal["none", "lacking", "asked"] = "none"
-    reason: str = str(ErrorCode.VOICE_CREDENTIALS_MISSING)
-    close_code: int | None = None
+    same: int = 0
+    faults: int = 0
+    renewals: int = 0
+    unanswered: bool = False
+    attempts: deque[float] = field(default_factory=lambda: deque(maxlen=ATTEMPTS))
+    worn_out: bool = False
+    due_s: float = 0.0
+    question_open: bool = False
+    cause: Failure = _NEVER_HAD
+    waits: bool = False
     well_since_s: float | None = None
+
+    def spent_until_s(self) -> float:
+        """When the next attempt is free again; in the past while there is one."""
+        return self.attempts[0] + ATTEMPTS_WITHIN_S if len(self.attempts) == ATTEMPTS else 0.0
+
+    def hold(self, now_s: float) -> float:
+        """Put off whatever is next, by the failures so far; returns for how long."""
+        self.worn_out = self.worn_out or self.spent_until_s() > now_s
+        # Never sooner than said, so that the cap holds; spread, so that guilds that failed together come back apart.
+        wait_s = random.uniform(LONG_RETRY_S, _LONGEST_RETRY_S) if self.worn_out else _backoff_s(self.failures)  # noqa: S311
+        self.due_s = now_s + wait_s
+        return wait_s
 
 
 def _backoff_s(failures: int) -> float:
@@ -86,10 +122,46 @@ class Recovery:
     def __init__(self) -> None:
         self._troubles: dict[GuildKey, _Trouble] = {}
 
-    def holds_back(self, key: GuildKey, now_s: float) -> bool:
+    # what is asked of it
+
+    def holds_back(self, guild: Guild, now_s: float) -> bool:
         """Whether a guild without a worker shall not be placed, nor asked for, yet."""
-        trouble = self._troubles.get(key)
-        return trouble is not None and (trouble.credentials == "asked" or (trouble.due_s or 0.0) > now_s)
+        if guild.status is not None and guild.status.final:
+            return True
+        trouble = self._troubles.get(guild.key)
+        return trouble is not None and (trouble.question_open or trouble.due_s > now_s)
+
+    def due_s(self, guild: Guild) -> float:
+        """Since when a guild that is not held back may be tried: the order in which guilds have their turns."""
+        trouble = self._troubles.get(guild.key)
+        return trouble.due_s if trouble is not None else 0.0
+
+    def questions_due(self, guilds: Iterable[Guild], now_s: float) -> list[Guild]:
+        """Which of the guilds without credentials shall be asked for now: as many as their bots can answer."""
+        is_open = Counter(key[0] for key, one in self._troubles.items() if one.question_open)
+        asked: list[Guild] = []
+        for guild in sorted(guilds, key=self.due_s):
+            if is_open[guild.spec.bot] < QUESTIONS_OPEN and not self.holds_back(guild, now_s):
+                is_open[guild.spec.bot] += 1
+                asked.append(guild)
+        return asked
+
+    # what it is told
+
+    def restore(self, guild: Guild, now_s: float) -> None:
+        """Take over what an earlier leader decided about a guild that nobody holds: it stands in the status."""
+        status = guild.status
+        if guild.worker or status is None or (status.retry_at is None and status.state != "voice_wanted"):
+            return
+        left_s = ((status.retry_at or 0) - unix_ms()) / 1_000
+        trouble = self._troubles[guild.key] = _Trouble(
+            failures=1,
+            worn_out=status.code == ErrorCode.TOO_MANY_ATTEMPTS,
+            due_s=now_s + min(max(0.0, left_s), _LONGEST_RETRY_S),
+            waits=action_for(status.close_code) is Action.WAIT,
+        )
+        if status.code and not trouble.worn_out:
+            trouble.cause = Failure(status.code, status.close_code)
 
     def well(self, key: GuildKey, now_s: float) -> None:
         """The guild is connected; its past is forgotten once that has lasted."""
@@ -98,87 +170,167 @@ class Recovery:
             trouble.well_since_s = now_s
 
     def forget(self, key: GuildKey) -> None:
-        """The guild left, or was asked for anew."""
+        """The guild left."""
         self._troubles.pop(key, None)
 
-    def renewed(self, key: GuildKey) -> None:
-        """Fresh credentials came: no old delay lets them age."""
-        trouble = self._troubles.get(key)
-        if trouble is not None:
-            trouble.credentials = "none"
-            trouble.due_s = None
+    def renewed(self, guild: Guild, now_s: float) -> float:
+        """The user asked for the guild anew, or brought credentials: no old delay holds that up, but for the cap.
 
-    def failed(self, guild: Guild, code: str, close_code: int | None, now_s: float, change: Change) -> None:
+        Returns: seconds to wait all the same.
+        """
+        trouble = self._troubles.get(guild.key)
+        if trouble is None:
+            return 0.0
+        if guild.spec.voice is not None and trouble.question_open:
+            trouble.due_s = now_s  # asked for, and counted then
+        else:  # of the user's own accord
+            trouble.worn_out, trouble.renewals = False, 0
+            trouble.due_s = trouble.spent_until_s()
+        trouble.question_open = trouble.unanswered = trouble.waits = False
+        trouble.same = 0
+        return max(0.0, trouble.due_s - now_s)
+
+    def failed(self, guild: Guild, failure: Failure, now_s: float, change: Change) -> None:
         """A worker reported the end of a guild's connection."""
-        remedy = remedy_for(code, close_code)
-        trouble = self._troubles.setdefault(guild.key, _Trouble())
-        if trouble.well_since_s is not None and now_s - trouble.well_since_s > _STEADY_AFTER_S:
-            trouble = self._troubles[guild.key] = _Trouble()
+        action = action_after(failure)
+        known = self._troubles.get(guild.key)
+        was_well = known is None or known.well_since_s is not None
+        trouble = self._troubles[guild.key] = _afresh(known, now_s)
         trouble.well_since_s = None
+        if action is Action.FIX_ONCE:
+            trouble.faults += 1
+            get_logger().error("voice.fault_suspected", guild=guild.spec.guild, close_code=failure.close_code)
+            if trouble.faults > 1:
+                action = Action.STOP
+        trouble.waits = action is Action.WAIT
+        if trouble.waits and was_well and guild.spec.on_kick == "stay_out":
+            # Somebody's will, and the bot comes back only by somebody's will: no failure, and no attempt.
+            trouble.worn_out = False
+            self._let_go(guild, failure, trouble, 0.0, change, void=True)
+            return
+        if failure.code not in _NO_SERVER_ASKED:
+            trouble.attempts.append(now_s)
+        if action is Action.STOP:
+            self._stop(guild, failure, change)
+            return
         trouble.failures += 1
-        if close_code is not None and action_for(close_code) is Action.FIX_ONCE:
-            trouble.fixes += 1
-        if remedy is Remedy.NOTHING or trouble.fixes > 1:
+        trouble.same += 1
+        if action is Action.RESUME and trouble.same < _TRIES_WITH_SAME:
+            # The worker could not resume: identify afresh, first with what is there.
+            self._let_go(guild, failure, trouble, trouble.hold(now_s), change, void=False)
             return
-        status = GuildStatus(state="failed", at=unix_ms(), code=code, close_code=close_code)
-        if remedy is Remedy.TRY_AGAIN:
-            trouble.due_s = now_s + _backoff_s(trouble.failures)
-            change.put_guild(replace(released(guild), status=status))
-            return
-        trouble.credentials = "lacking"
-        trouble.reason, trouble.close_code = code, close_code
-        if trouble.failures > 1:  # the first time they are asked for at once
-            trouble.due_s = now_s + _backoff_s(trouble.failures)
-        spec = msgspec.structs.replace(guild.spec, voice=None)
-        change.put_guild(replace(released(guild), spec=spec, status=status))
+        at_once = trouble.failures == 1 and trouble.spent_until_s() <= now_s
+        wait_s = 0.0 if at_once else trouble.hold(now_s)
+        if failure.close_code == _NORMAL_CLOSE:
+            wait_s = max(wait_s, _NORMAL_CLOSE_WAIT_S)
+        trouble.due_s = now_s + wait_s
+        trouble.renewals += not trouble.waits
+        self._let_go(guild, failure, trouble, wait_s, change, void=True)
 
     def wants_voice(self, guild: Guild, now_s: float, change: Change) -> None:
         """A guild has no credentials and is not held back: ask whoever holds the main gateway."""
         trouble = self._troubles.setdefault(guild.key, _Trouble())
-        at = unix_ms()
-        trouble.asked += 1
-        trouble.credentials = "asked"
+        rejoin = not trouble.waits or guild.spec.on_kick == "rejoin"
+        if rejoin:
+            trouble.attempts.append(now_s)
+        trouble.question_open = True
         trouble.due_s = now_s + ANSWER_WITHIN_MS / 1_000
-        status = GuildStatus(state="voice_wanted", at=at, code=trouble.reason, close_code=trouble.close_code)
+        cause = trouble.cause
+        status = GuildStatus(state="voice_wanted", at=unix_ms(), code=cause.code, close_code=cause.close_code)
         change.put_guild(replace(guild, status=status))
-        spec = guild.spec
         change.event(
-            Event(
-                type="guild.voice_wanted",
-                at=at,
-                job=spec.job,
-                bot=spec.bot,
-                guild=spec.guild,
-                channel=spec.channel,
-                reason=trouble.reason,
-                close_code=trouble.close_code,
-                leave_first=trouble.asked > 1,
+            msgspec.structs.replace(
+                guild_event(guild.spec, status),
+                code="",
+                reason=_DISCONNECTED if trouble.waits else cause.code,
+                rejoin=rejoin,
+                leave_first=rejoin and (trouble.unanswered or trouble.renewals > 1),
                 self_deaf=True,
                 deadline_ms=ANSWER_WITHIN_MS,
             )
         )
 
     def overdue(self, guild: Guild, now_s: float, change: Change) -> None:
-        """Look whether a question for credentials went unanswered: say so, ask again later."""
+        """Look whether a question for credentials went unanswered: say so, and ask again later or stay out."""
         trouble = self._troubles.get(guild.key)
-        if trouble is None or trouble.credentials != "asked" or now_s < (trouble.due_s or 0.0):
+        if trouble is None or not trouble.question_open or now_s < trouble.due_s:
             return
-        at = unix_ms()
-        trouble.credentials = "lacking"
-        trouble.failures += 1
-        trouble.due_s = now_s + _backoff_s(trouble.failures)
-        code = str(ErrorCode.VOICE_CREDENTIALS_MISSING)
         message = f"guild.voice_wanted was not answered within {ANSWER_WITHIN_MS} ms"
-        change.put_guild(replace(guild, status=GuildStatus(state="failed", at=at, code=code, message=message)))
-        change.event(
-            Event(
-                type="guild.failed",
-                at=at,
-                job=guild.spec.job,
-                bot=guild.spec.bot,
-                guild=guild.spec.guild,
-                channel=guild.spec.channel,
-                code=code,
-                message=message,
+        if trouble.waits and guild.spec.on_kick == "stay_out":
+            status = GuildStatus(
+                state="stopped",
+                at=unix_ms(),
+                code=str(ErrorCode.KICKED),
+                message=f"the bot was disconnected, and {message}: it stays out until guild.join or guild.voice",
+                close_code=trouble.cause.close_code,
+                final=True,
             )
+            self._begin_anew(guild.key)
+            change.put_guild(replace(guild, status=status))
+            change.event(guild_event(guild.spec, status))
+            return
+        trouble.question_open, trouble.unanswered = False, True
+        trouble.failures += 1
+        failure = Failure(str(ErrorCode.VOICE_CREDENTIALS_MISSING), trouble.cause.close_code, message)
+        status = _failed(failure, trouble, trouble.hold(now_s))
+        change.put_guild(replace(guild, status=status))
+        change.event(guild_event(guild.spec, status))
+
+    # what it does
+
+    def _begin_anew(self, key: GuildKey) -> None:
+        """What comes next is no failure in a row; what was tried within ten minutes counts all the same."""
+        self._troubles[key] = _Trouble(attempts=self._troubles[key].attempts)
+
+    def _let_go(
+        self, guild: Guild, failure: Failure, trouble: _Trouble, wait_s: float, change: Change, *, void: bool
+    ) -> None:
+        """Take the guild from its worker, and its credentials where they are void, until it is tried again."""
+        if void:
+            trouble.same, trouble.cause = 0, failure
+        status = _failed(failure, trouble, wait_s)
+        spec = msgspec.structs.replace(guild.spec, voice=None) if void else guild.spec
+        change.put_guild(replace(released(guild), spec=spec, status=status))
+        if trouble.worn_out:
+            change.event(guild_event(guild.spec, status))
+
+    def _stop(self, guild: Guild, failure: Failure, change: Change) -> None:
+        """Leave the guild alone until the user asks for it anew: trying again makes it worse or cannot help."""
+        get_logger().warning("guild.given_up", guild=guild.spec.guild, code=failure.code, close_code=failure.close_code)
+        status = GuildStatus(
+            state="failed",
+            at=unix_ms(),
+            code=failure.code,
+            message=f"{failure.message}: nothing more is tried until guild.join or guild.voice",
+            close_code=failure.close_code,
+            final=True,
         )
+        self._begin_anew(guild.key)
+        change.put_guild(replace(released(guild), status=status))
+        change.event(guild_event(guild.spec, status))
+
+
+def _afresh(trouble: _Trouble | None, now_s: float) -> _Trouble:
+    """A guild's trouble, or a new one where it was well for long; the attempts of ten minutes count all the same."""
+    if trouble is None:
+        return _Trouble()
+    if trouble.well_since_s is not None and now_s - trouble.well_since_s > _STEADY_AFTER_S:
+        return _Trouble(attempts=trouble.attempts)
+    return trouble
+
+
+def _failed(failure: Failure, trouble: _Trouble, wait_s: float) -> GuildStatus:
+    """Status of a guild that is tried, or asked for, again."""
+    at = unix_ms()
+    code, message = failure.code, failure.message
+    if trouble.worn_out:
+        code = str(ErrorCode.TOO_MANY_ATTEMPTS)
+        message = f"{ATTEMPTS} attempts in {ATTEMPTS_WITHIN_S / 60:.0f} min; next in {wait_s / 60:.0f} min; {message}"
+    return GuildStatus(
+        state="failed",
+        at=at,
+        code=code,
+        message=message,
+        close_code=failure.close_code,
+        retry_at=at + round(wait_s * 1_000),
+    )

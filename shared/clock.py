@@ -52,12 +52,14 @@ class _Sample(NamedTuple):
 class CommonClock:
     """Unix time that all processes agree on.
 
-    `observe` takes measurements; `now_ns` is monotonic but for a step, and steps happen only through `step`.
+    `observe` takes measurements of one server, until `change_server`; `now_ns` is monotonic but for a step, and steps
+    happen only through `step`.
     """
 
     def __init__(self, local: LocalClock) -> None:
         self.local = local
         self._samples: deque[_Sample] = deque(maxlen=_SAMPLES_KEPT)
+        self._set = False
         self._offset_ns = 0
         self._target_ns = 0
         self._slewed_at_ns = 0
@@ -65,7 +67,7 @@ class CommonClock:
     @property
     def synchronised(self) -> bool:
         """Whether a first measurement was taken; before it, there is no common time."""
-        return bool(self._samples)
+        return self._set
 
     @property
     def error_ns(self) -> int:
@@ -82,15 +84,19 @@ class CommonClock:
         round_trip_ns = received_ns - sent_ns
         offset_ns = server_us * NS_PER_US - (sent_ns + received_ns) // 2
         self._samples.append(_Sample(received_ns, offset_ns, round_trip_ns // 2))
-        first = len(self._samples) == 1
         # An old sample is worth less: the clocks may have drifted apart by the slew limit since.
         best = min(
             self._samples,
             key=lambda sample: sample.error_ns + (received_ns - sample.local_ns) * MAX_SLEW_PPM // 1_000_000,
         )
         self._target_ns = best.offset_ns
-        if first:
+        if not self._set:
+            self._set = True
             self.step()
+
+    def change_server(self) -> None:
+        """Another server is measured from now on: what the last one told says nothing of it. Time goes on as it is."""
+        self._samples.clear()
 
     def step(self) -> None:
         """Take over the measured offset at once. Only while nothing is sent by this clock."""

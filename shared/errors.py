@@ -74,7 +74,11 @@ class ErrorCode(StrEnum):
     VOICE_MODE_UNSUPPORTED = "voice_mode_unsupported"
     VOICE_CREDENTIALS_MISSING = "voice_credentials_missing"
     VOICE_CREDENTIALS_REJECTED = "voice_credentials_rejected"
+    TOO_MANY_ATTEMPTS = "too_many_attempts"
+    KICKED = "kicked"
     E2EE_REQUIRED = "e2ee_required"
+    E2EE_FAILED = "e2ee_failed"
+    E2EE_DOWNGRADED = "e2ee_downgraded"
     UDP_BLOCKED = "udp_blocked"
     # bytes of a peer
     MALFORMED_MESSAGE = "malformed_message"

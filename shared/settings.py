@@ -33,8 +33,7 @@ CONFIG_FILE = PREFIX + "CONFIG_FILE"
 LOWEST_PORT = 1024
 
 _NOT_YET = {"DISCORD_TOKEN", "DISCORD_TOKEN_FILE", "DISCORD_API", "HTTP_BIND", "HTTP_TOKEN", "MEDIA_ALLOW"} | {
-    "DRAIN_DEADLINE_MS",
-    "DAVE_REQUIRED",
+    "DRAIN_DEADLINE_MS"
 }
 
 
@@ -147,6 +146,12 @@ class Settings(BaseSettings):
     udp_sockets: Annotated[
         Literal["shared", "per-guild"], Field(description="Share sockets between guilds, or one socket each.")
     ] = "shared"
+    dave_required: Annotated[
+        bool,
+        Field(
+            description="Refuse a voice server's order to go on without end-to-end encryption in a session that had it."
+        ),
+    ] = False
     media_dir: Annotated[
         Path | None,
         AfterValidator(_folder),

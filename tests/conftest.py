@@ -7,10 +7,20 @@ import itertools
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from hypothesis import settings
 
 from shared.cli.redis_server import RedisServer
 from shared.store.client import Store
 from shared.store.keys import Keys
+
+# How long an example takes says something about the machine, not about the code.
+settings.register_profile("guildcast", deadline=None)
+settings.load_profile("guildcast")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--churn-seconds", default="12", help="how long members come and go in the test of churn")
+
 
 _numbers = itertools.count(1)
 

@@ -159,10 +159,17 @@ class Membership:
                 await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - jitter
 
     async def report(
-        self, record_key: str, generation: int, status: GuildStatus | BroadcastStatus, event: Event | None
+        self,
+        record_key: str,
+        generation: int,
+        number: int,
+        status: GuildStatus | BroadcastStatus | None,
+        event: Event | None,
     ) -> bool:
-        """Write a status under a generation; False when the work was assigned anew since.
+        """Write a status, an event or both under a generation; False when the work was assigned anew since.
 
+        Args:
+            number: of this report. The same number again, because the answer was lost, changes nothing.
         Raises: StoreUnavailable.
         """
         return bool(
@@ -171,7 +178,8 @@ class Membership:
                 [record_key, self.keys.events],
                 [
                     generation,
-                    msgspec.json.encode(status).decode(),
+                    number,
+                    msgspec.json.encode(status).decode() if status else "",
                     events.encode(event) if event else "",
                     EVENTS_KEPT,
                 ],

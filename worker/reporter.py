@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections import deque
+from typing import NamedTuple
 
 from shared.errors import StoreError
 from shared.logs import get_logger
@@ -14,7 +16,15 @@ from worker.membership import Membership
 
 _KEPT = 8
 """Reports that wait per record; of more, the oldest are given up."""
-_Told = tuple[int, GuildStatus | BroadcastStatus, Event | None]
+
+
+class _Told(NamedTuple):
+    """One report; its number stays the same however often it is written."""
+
+    generation: int
+    number: int
+    status: GuildStatus | BroadcastStatus | None
+    event: Event | None
 
 
 class Reporter:
@@ -23,15 +33,24 @@ class Reporter:
     def __init__(self, membership: Membership) -> None:
         self._membership = membership
         self._pending: dict[str, deque[_Told]] = {}
+        self._numbers = itertools.count(1)
         self._filled = asyncio.Event()
         self._emptied = asyncio.Event()
         self._emptied.set()
 
     def tell(
-        self, record_key: str, generation: int, status: GuildStatus | BroadcastStatus, event: Event | None
+        self, record_key: str, generation: int, status: GuildStatus | BroadcastStatus | None, event: Event | None
     ) -> None:
-        """Have a status written soon, after those told before of the same record."""
-        self._pending.setdefault(record_key, deque(maxlen=_KEPT)).append((generation, status, event))
+        """Have a status, an event or both written soon, after those told before of the same record.
+
+        A status alone takes the place of the one that waits before it, so that figures push no event out.
+        """
+        waiting = self._pending.setdefault(record_key, deque(maxlen=_KEPT))
+        last = waiting[-1] if len(waiting) > 1 else None  # the first may be under way
+        if event is None and status is not None and last is not None and last.generation == generation:
+            waiting[-1] = last._replace(status=status)
+        else:
+            waiting.append(_Told(generation, next(self._numbers), status, event))
         self._emptied.clear()
         self._filled.set()
 

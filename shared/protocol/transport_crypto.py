@@ -1,168 +1,193 @@
-"""Transport encryption of voice packets: the two "rtpsize" modes that are alive.
+"""Transport encryption of voice packets, in all seven modes.
 
-    packet = clear header | ciphertext | tag (16 bytes) | counter (4 bytes)
-    nonce  = counter (4 bytes, big endian) | zero bytes
+    rtpsize   clear header with CSRC list and extension word | sealed | nonce suffix
+    others    clear header of 12 bytes                       | sealed | nonce suffix
 
-The clear header is authenticated. Counters belong to the caller: a (key, counter) pair is never used twice.
+    mode                              cipher               nonce                   sealed      service
+    aead_aes256_gcm_rtpsize           AES-256-GCM          suffix of 4 | zeros     ct | tag    live, preferred
+    aead_xchacha20_poly1305_rtpsize   XChaCha20-Poly1305   suffix of 4 | zeros     ct | tag    live, always offered
+    xsalsa20_poly1305_lite_rtpsize    XSalsa20-Poly1305    suffix of 4 | zeros     tag | ct    until November 2024
+    aead_aes256_gcm                   AES-256-GCM          suffix of 4 | zeros     ct | tag    until November 2024
+    xsalsa20_poly1305_lite            XSalsa20-Poly1305    suffix of 4 | zeros     tag | ct    until November 2024
+    xsalsa20_poly1305_suffix          XSalsa20-Poly1305    suffix of 24            tag | ct    until November 2024
+    xsalsa20_poly1305                 XSalsa20-Poly1305    clear header | zeros    tag | ct    until November 2024
 
-Source: voice protocol reference, sections 4.3 to 4.5; RFC 5116 (AEAD); draft-irtf-cfrg-xchacha.
+AES-GCM and XChaCha20 authenticate the clear header, XSalsa20 does not. Counters belong to the caller: a (key, counter)
+pair is never used twice. Each function takes one whole packet and keeps nothing: for receiving, for rare packets, for
+tests. What sends fifty packets a second to each guild is `packet_seal`.
+
+Source: voice protocol reference, sections 4.3 to 4.5; RFC 5116 (AEAD); draft-irtf-cfrg-xchacha; NaCl (secretbox).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-# The library object, not nacl.bindings, whose functions cost eight times as much. Importing nacl.bindings also runs
-# sodium_init: not needed for AEAD under a nonce of ours, and it swaps in vector code that is slower below 600 bytes.
+# The library object, not nacl.bindings: importing that runs sodium_init (see packet_seal).
 from nacl._sodium import ffi, lib
 
 from shared.errors import ErrorCode, MalformedPacket, NonceExhausted, VoiceError
-from shared.protocol.rtp import parse_header
+from shared.protocol.rtp import HEADER_BYTES, RtpPacket, parse_header, split_packet
 
 AES_GCM = "aead_aes256_gcm_rtpsize"
 XCHACHA = "aead_xchacha20_poly1305_rtpsize"
+XSALSA_LITE_RTPSIZE = "xsalsa20_poly1305_lite_rtpsize"
+AES_GCM_FIXED = "aead_aes256_gcm"
+XSALSA_LITE = "xsalsa20_poly1305_lite"
+XSALSA_SUFFIX = "xsalsa20_poly1305_suffix"
+XSALSA = "xsalsa20_poly1305"
 
 KEY_BYTES = 32
 TAG_BYTES = 16
 NONCE_SUFFIX_BYTES = 4
-MAX_COUNTER = 2 ** (8 * NONCE_SUFFIX_BYTES) - 1
+"""Of all modes but the last two."""
+RTCP_CLEAR_BYTES = 8
+"""Clear part of an RTCP packet: its first word and the sender's SSRC."""
 
-_NONCE_BYTES = {AES_GCM: 12, XCHACHA: 24}  # in order of preference
-_XCHACHA_NONCE_BYTES = _NONCE_BYTES[XCHACHA]
+_AES_NONCE_BYTES = 12
+_SODIUM_NONCE_BYTES = 24  # XChaCha20 and XSalsa20
 
-Buffer = bytes | bytearray | memoryview
-Seal = Callable[[Buffer, Buffer, Buffer, Buffer], object]
-"""``seal(nonce, frame, header, out)``: out receives ciphertext and tag, header is authenticated only.
+_Cipher = Callable[[bytes, bytes, bytes, bytes], bytes]
+"""Key, nonce, what is to be sealed or opened, clear header. One that opens raises MalformedPacket."""
 
-``nonce`` has exactly `nonce_bytes` bytes, ``out`` is writable and has exactly ``len(frame) + TAG_BYTES``.
-Raises ValueError for an ``out`` of another length. What it returns means nothing.
-"""
+
+class _Mode(NamedTuple):
+    seal: _Cipher
+    open: _Cipher
+    nonce_bytes: int
+    suffix_bytes: int
+    rtpsize: bool
+    """Whether CSRC list and extension word are clear."""
 
 
 def choose_mode(offered: Sequence[str]) -> str:
-    """Choose the encryption mode for Select Protocol: AES-GCM where offered, else XChaCha20.
+    """Choose the encryption mode for Select Protocol: AES-GCM, else XChaCha20, else a discontinued one.
 
     Args:
         offered: modes of Ready.
-    Raises: VoiceError: voice_mode_unsupported, not retryable; none of the two is offered.
+    Raises: VoiceError: voice_mode_unsupported, not retryable; none of the seven is offered.
     Source: voice protocol reference, section 4.4.
     """
-    for mode in _NONCE_BYTES:
+    for mode in MODES:
         if mode in offered:
             return mode
     raise _unsupported(f"the voice server offers {', '.join(offered) or 'no mode'}")
 
 
 def nonce_bytes(mode: str) -> int:
-    """Length of a mode's whole nonce: 12 for AES-GCM, 24 for XChaCha20.
+    """Length of a mode's whole nonce: 12 for AES-GCM, 24 for the others.
 
-    Raises: VoiceError: voice_mode_unsupported; the mode is neither of the two.
+    Raises: VoiceError: voice_mode_unsupported; the mode is none of the seven.
     """
-    try:
-        return _NONCE_BYTES[mode]
-    except KeyError:
-        raise _unsupported(f"{mode} is not known") from None
+    return _mode(mode).nonce_bytes
 
 
-def new_sealer(mode: str, key: bytes) -> Seal:
-    """Make the function that seals frames under one key, the fast path of the sending side.
+def suffix_bytes(mode: str) -> int:
+    """Bytes of nonce that end a packet of the mode: 4, 24 or none.
 
-    Args:
-        mode: `AES_GCM` or `XCHACHA`.
-        key: 32 bytes, from Session Description.
-    Returns: see `Seal`; it copies nothing and keeps no counter.
-    Raises: VoiceError: voice_mode_unsupported. ValueError: the key has another length.
-    Source: voice protocol reference, section 4.4.
+    Raises: VoiceError: voice_mode_unsupported; the mode is none of the seven.
     """
-    nonce_bytes(mode)
-    _check_key(key)
-    if mode == AES_GCM:
-        return AESGCM(key).encrypt_into
-    return _new_xchacha_sealer(key)
-
-
-def _new_xchacha_sealer(key: bytes) -> Seal:
-    """XChaCha20-Poly1305 through libsodium; everything it needs is bound once."""
-    encrypt = lib.crypto_aead_xchacha20poly1305_ietf_encrypt
-    from_buffer = ffi.from_buffer
-    array = ffi.typeof("unsigned char[]")
-    null = ffi.NULL
-    key_array = from_buffer(array, bytes(key))  # keeps the bytes alive
-
-    def seal(nonce: Buffer, frame: Buffer, header: Buffer, out: Buffer) -> None:
-        frame_bytes = len(frame)
-        # C checks no length: these two are what keeps it inside the buffers
-        if len(out) != frame_bytes + TAG_BYTES or len(nonce) != _XCHACHA_NONCE_BYTES:
-            raise ValueError(f"out has {len(out)} bytes for a frame of {frame_bytes}, the nonce {len(nonce)}")
-        encrypt(
-            from_buffer(array, out, True),  # True: refuse a read-only buffer
-            null,
-            frame if type(frame) is bytes else from_buffer(frame),
-            frame_bytes,
-            from_buffer(header),
-            len(header),
-            null,
-            from_buffer(nonce),
-            key_array,
-        )
-
-    return seal
+    return _mode(mode).suffix_bytes
 
 
 def seal_packet(mode: str, key: bytes, header: bytes, frame: bytes, counter: int) -> bytes:
-    """Seal one frame into a whole voice packet; for tests and rare packets.
+    """Seal one frame into a whole voice packet.
 
     Args:
-        mode: `AES_GCM` or `XCHACHA`.
+        mode: one of the seven.
         key: 32 bytes, from Session Description.
-        header: clear RTP header, 12 bytes or more, sent in clear and authenticated.
-        frame: Opus frame, or its end-to-end encrypted form.
-        counter: 0 to 2^32 - 1, never used before under this key.
-    Returns: header | ciphertext | tag (16 bytes) | counter (4 bytes).
-    Raises: NonceExhausted: the key must be renewed before another packet. VoiceError, ValueError: as `new_sealer`.
-    Source: voice protocol reference, section 4.4.
+        header: RTP header with CSRC list and extension word; what the mode does not leave clear is encrypted.
+        frame: extension elements, Opus frame or its end-to-end encrypted form, padding.
+        counter: 0 to 2^32 - 1, never used before under this key. In `XSALSA_SUFFIX` up to 2^192 - 1, drawn at random;
+            in `XSALSA` of no effect: the header is the nonce.
+    Returns: clear header | sealed | nonce suffix.
+    Raises: NonceExhausted: the key must be renewed before another packet. VoiceError: voice_mode_unsupported.
+        ValueError: the key has another length.
+    Source: voice protocol reference, sections 4.3 and 4.4.
     """
-    if counter > MAX_COUNTER:
-        raise NonceExhausted(f"counter {counter} does not fit {NONCE_SUFFIX_BYTES} bytes")
-    suffix = counter.to_bytes(NONCE_SUFFIX_BYTES, "big")
-    sealed = bytearray(len(frame) + TAG_BYTES)
-    new_sealer(mode, key)(suffix.ljust(nonce_bytes(mode), b"\x00"), frame, header, sealed)
-    return header + sealed + suffix
+    if _mode(mode).rtpsize:
+        return _seal(mode, key, header, frame, counter)
+    return _seal(mode, key, header[:HEADER_BYTES], header[HEADER_BYTES:] + frame, counter)
+
+
+def open_rtp(mode: str, key: bytes, packet: bytes) -> RtpPacket:
+    """Open one received voice packet and take it apart.
+
+    Args:
+        mode: one of the seven.
+        key: 32 bytes, from Session Description.
+        packet: RTP datagram as received.
+    Raises: MalformedPacket: too short, forged, or inner lengths do not add up.
+        VoiceError, ValueError: as `seal_packet`.
+    Source: voice protocol reference, sections 4.3 and 4.5, steps 1 to 4.
+    """
+    clear_bytes = parse_header(packet).clear_bytes if _mode(mode).rtpsize else HEADER_BYTES
+    return split_packet(_open(mode, key, packet, clear_bytes))
 
 
 def open_packet(mode: str, key: bytes, packet: bytes) -> bytes:
-    """Open one received voice packet.
+    """Open one received voice packet; arguments and errors as `open_rtp`.
 
-    Args:
-        mode: `AES_GCM` or `XCHACHA`.
-        key: 32 bytes, from Session Description.
-        packet: RTP datagram as received.
     Returns: payload without extension elements and padding; empty for a packet that was padding only.
-    Raises: MalformedPacket: too short, forged, or inner lengths do not add up. VoiceError, ValueError: as `new_sealer`.
-    Source: voice protocol reference, sections 4.3 and 4.5, steps 1 to 4.
     """
-    nonce_size = nonce_bytes(mode)
+    return open_rtp(mode, key, packet).payload
+
+
+def seal_rtcp(mode: str, key: bytes, packet: bytes, counter: int) -> bytes:
+    """Seal an RTCP packet; its counter is the one of the voice packets, because the key is the same.
+
+    Returns: clear part of 8 bytes | sealed | nonce suffix.
+    Raises: MalformedPacket: shorter than its clear part. The rest as `seal_packet`.
+    Source: voice protocol reference, section 4.3, RTCP.
+    """
+    if len(packet) < RTCP_CLEAR_BYTES:
+        raise MalformedPacket(f"RTCP packet of {len(packet)} bytes, its clear part has {RTCP_CLEAR_BYTES}")
+    return _seal(mode, key, packet[:RTCP_CLEAR_BYTES], packet[RTCP_CLEAR_BYTES:], counter)
+
+
+def open_rtcp(mode: str, key: bytes, packet: bytes) -> bytes:
+    """Open a received RTCP packet.
+
+    Returns: the plain packet, clear part included.
+    Raises: MalformedPacket: too short or forged. VoiceError, ValueError: as `seal_packet`.
+    Source: voice protocol reference, section 4.3, RTCP.
+    """
+    return _open(mode, key, packet, RTCP_CLEAR_BYTES)
+
+
+def _seal(mode: str, key: bytes, clear: bytes, plain: bytes, counter: int) -> bytes:
+    rule = _mode(mode)
     _check_key(key)
-    header = parse_header(packet)
-    suffix_offset = len(packet) - NONCE_SUFFIX_BYTES
-    if suffix_offset - TAG_BYTES < header.clear_bytes:
-        raise MalformedPacket(f"packet of {len(packet)} bytes has no room for tag and counter")
-    nonce = packet[suffix_offset:].ljust(nonce_size, b"\x00")
-    sealed = packet[header.clear_bytes : suffix_offset]
-    clear = packet[: header.clear_bytes]
-    plain = _open_aes_gcm(key, nonce, sealed, clear) if mode == AES_GCM else _open_xchacha(key, nonce, sealed, clear)
-    if header.extension_bytes > len(plain):
-        raise MalformedPacket(f"extension of {header.extension_bytes} bytes in a payload of {len(plain)}")
-    payload = plain[header.extension_bytes :]
-    if not header.padding:
-        return payload
-    # RFC 3550 section 5.1: the last octet counts the padding, itself included; it is ciphertext until here
-    if not payload or not 1 <= payload[-1] <= len(payload):
-        raise MalformedPacket(f"padding count does not fit a payload of {len(payload)} bytes")
-    return payload[: -payload[-1]]
+    suffix = b""
+    if rule.suffix_bytes:
+        if counter >> 8 * rule.suffix_bytes:
+            raise NonceExhausted(f"counter {counter} does not fit {rule.suffix_bytes} bytes")
+        suffix = counter.to_bytes(rule.suffix_bytes, "big")
+    nonce = (suffix or clear).ljust(rule.nonce_bytes, b"\x00")
+    return clear + rule.seal(key, nonce, plain, clear) + suffix
+
+
+def _open(mode: str, key: bytes, packet: bytes, clear_bytes: int) -> bytes:
+    """Clear part and plaintext of a packet, one behind the other."""
+    rule = _mode(mode)
+    _check_key(key)
+    suffix_offset = len(packet) - rule.suffix_bytes
+    if suffix_offset - TAG_BYTES < clear_bytes:
+        raise MalformedPacket(f"packet of {len(packet)} bytes has no room for tag and nonce")
+    clear, sealed = packet[:clear_bytes], packet[clear_bytes:suffix_offset]
+    nonce = (packet[suffix_offset:] or clear).ljust(rule.nonce_bytes, b"\x00")
+    return clear + rule.open(key, nonce, sealed, clear)
+
+
+# Lengths are right here: libsodium checks none. Keys have been checked, nonces were made as long as the mode says.
+
+
+def _seal_aes_gcm(key: bytes, nonce: bytes, plain: bytes, clear: bytes) -> bytes:
+    return AESGCM(key).encrypt(nonce, plain, clear)
 
 
 def _open_aes_gcm(key: bytes, nonce: bytes, sealed: bytes, clear: bytes) -> bytes:
@@ -170,6 +195,14 @@ def _open_aes_gcm(key: bytes, nonce: bytes, sealed: bytes, clear: bytes) -> byte
         return AESGCM(key).decrypt(nonce, sealed, clear)
     except InvalidTag:
         raise _forged() from None
+
+
+def _seal_xchacha(key: bytes, nonce: bytes, plain: bytes, clear: bytes) -> bytes:
+    sealed = bytearray(len(plain) + TAG_BYTES)
+    lib.crypto_aead_xchacha20poly1305_ietf_encrypt(
+        ffi.from_buffer(sealed), ffi.NULL, plain, len(plain), clear, len(clear), ffi.NULL, nonce, key
+    )
+    return bytes(sealed)
 
 
 def _open_xchacha(key: bytes, nonce: bytes, sealed: bytes, clear: bytes) -> bytes:
@@ -180,6 +213,43 @@ def _open_xchacha(key: bytes, nonce: bytes, sealed: bytes, clear: bytes) -> byte
     if failed:
         raise _forged()
     return bytes(plain)
+
+
+def _seal_xsalsa(key: bytes, nonce: bytes, plain: bytes, _: bytes) -> bytes:
+    sealed = bytearray(len(plain) + TAG_BYTES)
+    lib.crypto_secretbox_easy(ffi.from_buffer(sealed), plain, len(plain), nonce, key)
+    return bytes(sealed)
+
+
+def _open_xsalsa(key: bytes, nonce: bytes, sealed: bytes, _: bytes) -> bytes:
+    plain = bytearray(len(sealed) - TAG_BYTES)
+    if lib.crypto_secretbox_open_easy(ffi.from_buffer(plain), sealed, len(sealed), nonce, key):
+        raise _forged()
+    return bytes(plain)
+
+
+_AES = (_seal_aes_gcm, _open_aes_gcm, _AES_NONCE_BYTES)
+_XCHACHA = (_seal_xchacha, _open_xchacha, _SODIUM_NONCE_BYTES)
+_XSALSA = (_seal_xsalsa, _open_xsalsa, _SODIUM_NONCE_BYTES)
+
+_MODES = {  # in order of preference
+    AES_GCM: _Mode(*_AES, NONCE_SUFFIX_BYTES, rtpsize=True),
+    XCHACHA: _Mode(*_XCHACHA, NONCE_SUFFIX_BYTES, rtpsize=True),
+    XSALSA_LITE_RTPSIZE: _Mode(*_XSALSA, NONCE_SUFFIX_BYTES, rtpsize=True),
+    AES_GCM_FIXED: _Mode(*_AES, NONCE_SUFFIX_BYTES, rtpsize=False),
+    XSALSA_LITE: _Mode(*_XSALSA, NONCE_SUFFIX_BYTES, rtpsize=False),
+    XSALSA_SUFFIX: _Mode(*_XSALSA, _SODIUM_NONCE_BYTES, rtpsize=False),
+    XSALSA: _Mode(*_XSALSA, 0, rtpsize=False),
+}
+MODES = tuple(_MODES)
+"""All modes, the best first."""
+
+
+def _mode(mode: str) -> _Mode:
+    try:
+        return _MODES[mode]
+    except KeyError:
+        raise _unsupported(f"{mode} is not known") from None
 
 
 def _check_key(key: bytes) -> None:
@@ -193,5 +263,5 @@ def _forged() -> MalformedPacket:
 
 def _unsupported(what: str) -> VoiceError:
     return VoiceError(
-        f"{what}, supported are {', '.join(_NONCE_BYTES)}", code=ErrorCode.VOICE_MODE_UNSUPPORTED, retryable=False
+        f"{what}, supported are {', '.join(MODES)}", code=ErrorCode.VOICE_MODE_UNSUPPORTED, retryable=False
     )

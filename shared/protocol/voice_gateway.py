@@ -1,4 +1,4 @@
-"""The voice gateway, version 8, as a state machine: messages in, events and messages out.
+"""The voice gateway, versions 4 to 8, as a state machine: messages in, events and messages out.
 
     NEW ──connected──▶ IDENTIFYING ──Ready──▶ READY ──select_protocol──▶ SELECTING ──Session Description──▶ ESTABLISHED
     CLOSED ──connected──▶ RESUMING ──Resumed──▶ ESTABLISHED            (after a close that allows it)
@@ -6,47 +6,76 @@
 
 A shell owns the WebSocket and the clock: it calls `connected`, feeds every message, sends `data_to_send`, and
 calls `disconnected` with the close code. Whatever a peer sends, the machine raises nothing but ProtocolError.
+End-to-end encryption passes through: its messages are events and calls, the group itself lives with the caller.
 
-Source: voice protocol reference, sections 2.2 to 2.6.
+Source: voice protocol reference, sections 2.1 to 2.6, 6.4 and 6.5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum, StrEnum
-from ipaddress import ip_address
-from typing import Annotated, NoReturn, TypeVar
+from enum import StrEnum
 
-import msgspec
-from msgspec import Meta
-
-from shared.errors import ProtocolError
 from shared.protocol.close_codes import Action, action_for
+from shared.protocol.voice_messages import (
+    BACKEND_VERSION_SINCE_VERSION,
+    DEFAULT_VERSION,
+    SEQ_SINCE_VERSION,
+    VERSIONS,
+    BackendVersion,
+    ClientDisconnected,
+    ClientsConnected,
+    CommitAnnounced,
+    Event,
+    ExecuteTransition,
+    ExternalSender,
+    HeartbeatAcked,
+    Hello,
+    Opcode,
+    PrepareEpoch,
+    PrepareTransition,
+    Proposals,
+    Ready,
+    Resumed,
+    SessionDescription,
+    SessionUpdated,
+    Speaking,
+    Welcomed,
+    binary_event,
+    name_of,
+    pack_binary,
+    pack_text,
+    read_binary,
+    read_text,
+    reject,
+    text_event,
+)
 
-_SEQ_BYTES = 2
-_OPCODE_OFFSET = _SEQ_BYTES  # binary: seq u16 big endian, then one byte of opcode
-_BINARY_HEADER_BYTES = _SEQ_BYTES + 1
+__all__ = [
+    "BackendVersion",
+    "ClientDisconnected",
+    "ClientsConnected",
+    "CommitAnnounced",
+    "Credentials",
+    "Event",
+    "ExecuteTransition",
+    "ExternalSender",
+    "HeartbeatAcked",
+    "Hello",
+    "PrepareEpoch",
+    "PrepareTransition",
+    "Proposals",
+    "Ready",
+    "Resumed",
+    "SessionDescription",
+    "SessionUpdated",
+    "Speaking",
+    "State",
+    "VoiceGateway",
+    "Welcomed",
+]
+
 _NO_SEQ = -1  # seq_ack of a session that has seen none
-_MAX_INTEGER = 2**53 - 1  # the largest that every JSON reader keeps
-_KEY_BYTES = 32
-
-
-class Opcode(IntEnum):
-    """Opcodes that this machine sends or understands (voice protocol reference, section 2.2)."""
-
-    IDENTIFY = 0
-    SELECT_PROTOCOL = 1
-    READY = 2
-    HEARTBEAT = 3
-    SESSION_DESCRIPTION = 4
-    SPEAKING = 5
-    HEARTBEAT_ACK = 6
-    RESUME = 7
-    HELLO = 8
-    RESUMED = 9
-    CLIENTS_CONNECT = 11
-    CLIENT_DISCONNECT = 13
 
 
 class State(StrEnum):
@@ -72,129 +101,6 @@ class Credentials:
     token: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """The server said how often it wants heartbeats."""
-
-    heartbeat_interval_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Identify was accepted: next come IP discovery towards ip and port, and `VoiceGateway.select_protocol`."""
-
-    ssrc: int
-    ip: str
-    port: int
-    modes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SessionDescription:
-    """The key of the transport encryption. A later one replaces it: new key, counter from the start."""
-
-    mode: str
-    secret_key: bytes = field(repr=False)
-    dave_protocol_version: int
-
-
-@dataclass(frozen=True, slots=True)
-class HeartbeatAcked:
-    """The heartbeat that was sent at t_ms was answered."""
-
-    t_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Resumed:
-    """Key, SSRC and UDP socket stay; `VoiceGateway.speaking` is due again before the next packet."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClientsConnected:
-    """These users are in the channel: all others at the start, then each newcomer."""
-
-    user_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ClientDisconnected:
-    """This user left the channel."""
-
-    user_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Speaking:
-    """This user sends with this SSRC; flags: 1 microphone, 2 soundshare, 4 priority."""
-
-    user_id: str
-    ssrc: int
-    flags: int
-
-
-Event = Hello | Ready | SessionDescription | HeartbeatAcked | Resumed | ClientsConnected | ClientDisconnected | Speaking
-
-_UserId = Annotated[str, Meta(pattern=r"^[0-9]{1,20}\Z")]
-_Unsigned32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-_Unsigned53 = Annotated[int, Meta(ge=0, le=_MAX_INTEGER)]
-_Port = Annotated[int, Meta(ge=1, le=65_535)]
-_Octet = Annotated[int, Meta(ge=0, le=255)]
-
-
-class _Envelope(msgspec.Struct):
-    op: int
-    d: msgspec.Raw = msgspec.Raw(b"null")
-    seq: _Unsigned53 | None = None
-
-
-class _Hello(msgspec.Struct):
-    heartbeat_interval: Annotated[float, Meta(ge=1, le=_MAX_INTEGER)]  # some servers write it as 41250.0
-
-
-class _Ready(msgspec.Struct):
-    ssrc: _Unsigned32
-    ip: str
-    port: _Port
-    modes: tuple[str, ...]
-
-
-class _SessionDescription(msgspec.Struct):
-    mode: str
-    secret_key: Annotated[list[_Octet], Meta(min_length=_KEY_BYTES, max_length=_KEY_BYTES)]
-    dave_protocol_version: _Unsigned32 = 0  # a server without DAVE leaves it out
-
-
-class _HeartbeatAck(msgspec.Struct):
-    t: _Unsigned53
-
-
-class _ClientsConnect(msgspec.Struct):
-    user_ids: tuple[_UserId, ...]
-
-
-class _ClientDisconnect(msgspec.Struct):
-    user_id: _UserId
-
-
-class _Speaking(msgspec.Struct):
-    user_id: _UserId
-    ssrc: _Unsigned32
-    speaking: _Unsigned32
-
-
-_T = TypeVar("_T")
-
-_ENVELOPE = msgspec.json.Decoder(_Envelope)
-_HELLO = msgspec.json.Decoder(_Hello)
-_READY = msgspec.json.Decoder(_Ready)
-_SESSION_DESCRIPTION = msgspec.json.Decoder(_SessionDescription)
-_HEARTBEAT_ACK = msgspec.json.Decoder(_HeartbeatAck)
-_CLIENTS_CONNECT = msgspec.json.Decoder(_ClientsConnect)
-_CLIENT_DISCONNECT = msgspec.json.Decoder(_ClientDisconnect)
-_SPEAKING = msgspec.json.Decoder(_Speaking)
-
-
 class VoiceGateway:
     """One voice session over one WebSocket after the other.
 
@@ -202,21 +108,35 @@ class VoiceGateway:
 
     Args:
         credentials: of one session; new credentials need a new machine.
+        version: of the protocol, 4 to 8; the shell names the same one in the address.
         max_dave_protocol_version: highest DAVE version the caller speaks, 0 for none.
-    Source: voice protocol reference, sections 2.3 to 2.5.
+    Raises: ValueError: a version that is not spoken.
+    Source: voice protocol reference, sections 2.1 and 2.3 to 2.5.
     """
 
-    def __init__(self, credentials: Credentials, *, max_dave_protocol_version: int = 0) -> None:
+    def __init__(
+        self, credentials: Credentials, *, version: int = DEFAULT_VERSION, max_dave_protocol_version: int = 1
+    ) -> None:
+        if version not in VERSIONS:
+            raise ValueError(f"voice gateway version {version}, known are {VERSIONS[0]} to {VERSIONS[-1]}")
         self._credentials = credentials
+        self._version = version
         self._max_dave_protocol_version = max_dave_protocol_version
         self._state = State.NEW
-        self._outgoing: list[str] = []
+        self._outgoing: list[str | bytes] = []
         self._heartbeat_interval_ms: int | None = None
         self._last_heartbeat_ms = 0
         self._unacked_ms: list[int] = []
         self._ssrc: int | None = None
         self._mode: str | None = None
         self._seq = _NO_SEQ
+        self._resumed_from: int | None = None
+        self._backend_version_requested = False
+
+    @property
+    def version(self) -> int:
+        """Version of the protocol."""
+        return self._version
 
     @property
     def state(self) -> State:
@@ -254,19 +174,25 @@ class VoiceGateway:
         Source: voice protocol reference, sections 2.3 and 2.5.
         """
         self._require("connected", State.NEW, State.CLOSED)
-        credentials = self._credentials
         if self.can_resume:
-            self._state = State.RESUMING
-            self._queue(
-                Opcode.RESUME,
-                {
-                    "server_id": credentials.guild_id,
-                    "session_id": credentials.session_id,
-                    "token": credentials.token,
-                    "seq_ack": self._seq,
-                },
-            )
-            return
+            self._resume()
+        else:
+            self._identify()
+
+    def _resume(self) -> None:
+        credentials = self._credentials
+        resume: dict[str, object] = {
+            "server_id": credentials.guild_id,
+            "session_id": credentials.session_id,
+            "token": credentials.token,
+        }
+        if self._counts:
+            resume["seq_ack"] = self._resumed_from = self._seq
+        self._state = State.RESUMING
+        self._queue(Opcode.RESUME, resume)
+
+    def _identify(self) -> None:
+        credentials = self._credentials
         self._state = State.IDENTIFYING
         self._queue(
             Opcode.IDENTIFY,
@@ -333,8 +259,55 @@ class VoiceGateway:
         self._require("speaking", State.ESTABLISHED)
         self._queue(Opcode.SPEAKING, {"speaking": flags, "delay": 0, "ssrc": self._ssrc})
 
-    def data_to_send(self) -> list[str]:
-        """Take all queued messages, oldest first; each is one text frame."""
+    def request_backend_version(self) -> None:
+        """Queue the question for the server's version, once per session; versions below 6 do not know it.
+
+        Source: voice protocol reference, sections 2.1 and 2.2, op 16.
+        """
+        self._require("request_backend_version", *_OPEN)
+        if self._backend_version_requested or self._version < BACKEND_VERSION_SINCE_VERSION:
+            return
+        self._backend_version_requested = True
+        self._queue(Opcode.VOICE_BACKEND_VERSION, {})
+
+    def key_package(self, body: bytes) -> None:
+        """Queue our key package, with which others add us to their group.
+
+        Args:
+            body: bare MLS KeyPackage.
+        Source: voice protocol reference, sections 6.4 and 6.5, op 26.
+        """
+        self._require("key_package", *_OPEN)
+        self._outgoing.append(pack_binary(Opcode.MLS_KEY_PACKAGE, body))
+
+    def commit_welcome(self, body: bytes) -> None:
+        """Queue our answer to `Proposals`.
+
+        Args:
+            body: MLS commit, and behind it the Welcome where somebody is added.
+        Source: voice protocol reference, sections 6.4 and 6.5, op 28.
+        """
+        self._require("commit_welcome", *_OPEN)
+        self._outgoing.append(pack_binary(Opcode.MLS_COMMIT_WELCOME, body))
+
+    def transition_ready(self, transition_id: int) -> None:
+        """Queue that we are ready for a transition; none is sent for transition 0.
+
+        Source: voice protocol reference, section 6.5, op 23.
+        """
+        self._require("transition_ready", *_OPEN)
+        self._queue(Opcode.DAVE_TRANSITION_READY, {"transition_id": transition_id})
+
+    def invalid_commit_welcome(self, transition_id: int) -> None:
+        """Queue that a commit or Welcome could not be used; a new key package follows.
+
+        Source: voice protocol reference, section 6.5, op 31.
+        """
+        self._require("invalid_commit_welcome", *_OPEN)
+        self._queue(Opcode.MLS_INVALID_COMMIT_WELCOME, {"transition_id": transition_id})
+
+    def data_to_send(self) -> list[str | bytes]:
+        """Take all queued messages, oldest first: str is one text frame, bytes one binary frame."""
         messages, self._outgoing = self._outgoing, []
         return messages
 
@@ -344,93 +317,93 @@ class VoiceGateway:
         Args:
             text: one JSON message.
         Returns: what it means for the caller; nothing for unknown opcodes and for what the machine settles itself.
-        Raises: ProtocolError: not JSON, a field missing or wrong, or out of place in this state. The error names
-            opcode and field, never a value. Seq counts as seen all the same, so that a resume does not bring it again.
+        Raises: ProtocolError: not JSON, a field missing or wrong, an opcode that is binary, or out of place in this
+            state. The error names opcode and field, never a value. Seq counts as seen all the same, so that a resume
+            does not bring it again.
         Source: voice protocol reference, sections 2.2 and 2.5.
         """
-        envelope = _decode(_ENVELOPE, text, "message")
+        message = read_text(text)
         if self._state not in _OPEN:
-            _reject(f"op {envelope.op}", f"received in state {self._state}")
-        if envelope.seq is not None:
-            self._seq = envelope.seq
-        handler = _HANDLERS.get(envelope.op)
-        if handler is None:
+            reject(f"op {message.op}", f"received in state {self._state}")
+        if self._is_repeat(message.seq):
             return []
-        states, handle = handler
-        if self._state not in states:
-            _reject(_name(envelope.op), f"received in state {self._state}")
-        event = handle(self, envelope.d)
-        return [] if event is None else [event]
+        if self._state not in _STATES.get(message.op, _OPEN):
+            reject(name_of(message.op), f"received in state {self._state}")
+        if message.op == Opcode.HEARTBEAT:
+            # Answered at once. Without a clock the answer gets a value of its own: its ack is no measure, and ignored.
+            self._queue_heartbeat(self._last_heartbeat_ms + 1)
+            return []
+        return self._take(text_event(message.op, message.d, self._version))
 
     def receive_binary(self, data: bytes) -> list[Event]:
-        """Take in one binary frame: the end-to-end encryption's messages, of which only seq is kept.
+        """Take in one binary frame: a message of the end-to-end encryption.
 
         Args:
-            data: seq (u16 big endian) | opcode | body.
-        Raises: ProtocolError: shorter than its header, or out of place in this state.
-        Source: voice protocol reference, sections 2.2 and 2.5.
+            data: seq (u16 big endian, from version 8 on) | opcode | body.
+        Returns: as `receive_text`.
+        Raises: ProtocolError: too short, too large, an opcode that is text, or out of place in this state.
+        Source: voice protocol reference, sections 2.2, 2.5 and 6.4.
         """
-        if len(data) < _BINARY_HEADER_BYTES:
-            _reject("binary message", f"{len(data)} bytes, seq and op have {_BINARY_HEADER_BYTES}")
+        message = read_binary(data, self._version)
         if self._state not in _OPEN:
-            _reject(f"binary op {data[_OPCODE_OFFSET]}", f"received in state {self._state}")
-        self._seq = int.from_bytes(data[:_SEQ_BYTES], "big")
-        return []
+            reject(f"binary op {message.op}", f"received in state {self._state}")
+        if self._is_repeat(message.seq):
+            return []
+        return self._take(binary_event(message.op, message.body))
 
-    def _on_hello(self, raw: msgspec.Raw) -> Event:
-        hello = _decode(_HELLO, raw, _name(Opcode.HELLO))
-        self._heartbeat_interval_ms = int(hello.heartbeat_interval)
-        return Hello(self._heartbeat_interval_ms)
+    @property
+    def _counts(self) -> bool:
+        """Whether messages are numbered in this version."""
+        return self._version >= SEQ_SINCE_VERSION
 
-    def _on_ready(self, raw: msgspec.Raw) -> Event:
-        ready = _decode(_READY, raw, _name(Opcode.READY))
-        if not _is_ip(ready.ip):
-            _reject(_name(Opcode.READY), "Expected an IP literal - at `$.ip`")
-        self._ssrc = ready.ssrc
-        self._state = State.READY
-        return Ready(ready.ssrc, ready.ip, ready.port, ready.modes)
+    def _is_repeat(self, seq: int | None) -> bool:
+        """Note a message's seq; tell whether it is the very one from which the session was resumed.
 
-    def _on_session_description(self, raw: msgspec.Raw) -> Event:
-        description = _decode(_SESSION_DESCRIPTION, raw, _name(Opcode.SESSION_DESCRIPTION))
-        self._mode = description.mode
-        self._state = State.ESTABLISHED
-        return SessionDescription(description.mode, bytes(description.secret_key), description.dave_protocol_version)
+        Numbers wrap, so they are compared for equality and never for order. One that is seen twice in the same stream
+        is no repeat: only a server's replay, which may begin one message early, is looked at.
+        """
+        if seq is None or not self._counts:
+            return False
+        self._seq = seq
+        if self._state is not State.ESTABLISHED:
+            return False
+        resumed_from, self._resumed_from = self._resumed_from, None
+        return seq == resumed_from
 
-    def _on_resumed(self, _: msgspec.Raw) -> Event:
-        self._state = State.ESTABLISHED
-        return Resumed()
-
-    def _on_heartbeat(self, _: msgspec.Raw) -> None:
-        # Answered at once. Without a clock the answer gets a value of its own, so its ack is no measure and is ignored.
-        self._queue_heartbeat(self._last_heartbeat_ms + 1)
-
-    def _on_heartbeat_ack(self, raw: msgspec.Raw) -> Event | None:
-        t_ms = _decode(_HEARTBEAT_ACK, raw, _name(Opcode.HEARTBEAT_ACK)).t
-        if t_ms not in self._unacked_ms:
-            return None
-        del self._unacked_ms[: self._unacked_ms.index(t_ms) + 1]  # the peer lives: older ones no longer matter
-        return HeartbeatAcked(t_ms)
-
-    def _on_clients_connect(self, raw: msgspec.Raw) -> Event:
-        return ClientsConnected(_decode(_CLIENTS_CONNECT, raw, _name(Opcode.CLIENTS_CONNECT)).user_ids)
-
-    def _on_client_disconnect(self, raw: msgspec.Raw) -> Event:
-        return ClientDisconnected(_decode(_CLIENT_DISCONNECT, raw, _name(Opcode.CLIENT_DISCONNECT)).user_id)
-
-    def _on_speaking(self, raw: msgspec.Raw) -> Event:
-        speaking = _decode(_SPEAKING, raw, _name(Opcode.SPEAKING))
-        return Speaking(speaking.user_id, speaking.ssrc, speaking.speaking)
+    def _take(self, event: Event | None) -> list[Event]:
+        """Follow an event of the server."""
+        match event:
+            case None:
+                return []
+            case Hello():
+                self._heartbeat_interval_ms = event.heartbeat_interval_ms
+            case Ready():
+                self._ssrc = event.ssrc
+                self._state = State.READY
+            case SessionDescription():
+                self._mode = event.mode
+                self._state = State.ESTABLISHED
+            case Resumed():
+                self._state = State.ESTABLISHED
+            case HeartbeatAcked():
+                if event.t_ms not in self._unacked_ms:
+                    return []
+                # the peer lives: older ones no longer matter
+                del self._unacked_ms[: self._unacked_ms.index(event.t_ms) + 1]
+        return [event]
 
     def _forget_session(self) -> None:
         self._ssrc = None
         self._mode = None
         self._seq = _NO_SEQ
+        self._resumed_from = None
+        self._backend_version_requested = False
 
     def _queue_heartbeat(self, t_ms: int) -> None:
-        self._queue(Opcode.HEARTBEAT, {"t": t_ms, "seq_ack": self._seq})
+        self._queue(Opcode.HEARTBEAT, {"t": t_ms, "seq_ack": self._seq} if self._counts else t_ms)
 
-    def _queue(self, op: Opcode, d: dict[str, object]) -> None:
-        self._outgoing.append(msgspec.json.encode({"op": op, "d": d}).decode())
+    def _queue(self, op: Opcode, d: object) -> None:
+        self._outgoing.append(pack_text(op, d))
 
     def _require(self, method: str, *states: State) -> None:
         if self._state not in states:
@@ -439,45 +412,10 @@ class VoiceGateway:
 
 _OPEN = frozenset(State) - {State.NEW, State.CLOSED}
 
-_HANDLERS: dict[int, tuple[frozenset[State], Callable[[VoiceGateway, msgspec.Raw], Event | None]]] = {
-    Opcode.HELLO: (_OPEN, VoiceGateway._on_hello),
-    Opcode.READY: (frozenset({State.IDENTIFYING}), VoiceGateway._on_ready),
-    Opcode.SESSION_DESCRIPTION: (
-        frozenset({State.SELECTING, State.ESTABLISHED}),
-        VoiceGateway._on_session_description,
-    ),
-    Opcode.RESUMED: (frozenset({State.RESUMING}), VoiceGateway._on_resumed),
-    Opcode.HEARTBEAT: (_OPEN, VoiceGateway._on_heartbeat),
-    Opcode.HEARTBEAT_ACK: (_OPEN, VoiceGateway._on_heartbeat_ack),
-    Opcode.CLIENTS_CONNECT: (_OPEN, VoiceGateway._on_clients_connect),
-    Opcode.CLIENT_DISCONNECT: (_OPEN, VoiceGateway._on_client_disconnect),
-    Opcode.SPEAKING: (_OPEN, VoiceGateway._on_speaking),
+_STATES: dict[int, frozenset[State]] = {
+    Opcode.READY: frozenset({State.IDENTIFYING}),
+    Opcode.SESSION_DESCRIPTION: frozenset({State.SELECTING, State.ESTABLISHED}),
+    Opcode.RESUMED: frozenset({State.RESUMING}),
 }
-"""Where each message makes sense, and who takes it. Members are announced at any time, also while a resume replays."""
-
-
-def _decode(decoder: msgspec.json.Decoder[_T], data: str | msgspec.Raw, what: str) -> _T:
-    """Decode, or raise ProtocolError outside of the handler: the first error may hold the text, and thereby a key."""
-    try:
-        return decoder.decode(data)
-    except UnicodeError:
-        reason = "text is not Unicode"
-    except (msgspec.DecodeError, RecursionError) as error:
-        reason = str(error)  # types, limits and the path, never a value
-    raise ProtocolError(f"{what}: {reason}")
-
-
-def _reject(what: str, reason: str) -> NoReturn:
-    raise ProtocolError(f"{what}: {reason}")
-
-
-def _name(op: int) -> str:
-    return f"op {int(op)} {Opcode(op).name.lower()}"
-
-
-def _is_ip(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
+"""Messages that make sense in some states only. Members and their group are announced at any time, also while a resume
+replays, and the gateway's signature key comes before or after Session Description."""

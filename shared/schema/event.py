@@ -5,11 +5,11 @@ Source: design section 4, "Events out".
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
-from shared.schema.records import Record
+from shared.schema.records import BroadcastSpec, BroadcastStatus, GuildSpec, GuildStatus, Record
 
 FIELD = "event"
 
@@ -28,6 +28,7 @@ EventType = Literal[
     "guild.suppressed",
     "guild.reconnecting",
     "guild.listeners",
+    "guild.dave_downgraded",
     "guild.voice_wanted",
     "guild.stopped",
     "guild.failed",
@@ -39,7 +40,12 @@ EventType = Literal[
 
 
 class Event(Record, frozen=True, kw_only=True):
-    """One event. Which ids stand in it follows from its type; `code` and `message` tell of a failure."""
+    """One event. Which ids stand in it follows from its type; `code` and `message` tell of a failure.
+
+    Of `guild.failed`: `final` is true where nothing more is tried until a new `guild.join` or `guild.voice`.
+    Of `guild.voice_wanted`: `leave_first` asks to leave, wait for that, then join; `rejoin` false asks for credentials
+    only where the bot still is in a voice channel, and not to join.
+    """
 
     type: EventType
     at: int
@@ -58,6 +64,10 @@ class Event(Record, frozen=True, kw_only=True):
     leave_first: bool | None = None
     self_deaf: bool | None = None
     deadline_ms: int | None = None
+    rejoin: bool | None = None
+    final: bool | None = None
+    listeners: int | None = None
+    dave_protocol_version: int | None = None
     term: int = 0
 
 
@@ -70,3 +80,47 @@ def encode(event: Event) -> str:
 
 def decode(body: str | bytes) -> Event:
     return _decoder.decode(body)
+
+
+def guild_event(
+    spec: GuildSpec, status: GuildStatus, kind: EventType | None = None, *, worker: str = "", generation: int = 0
+) -> Event:
+    """The event that tells a guild's status; `kind` where that is another than the state.
+
+    A worker tells with its id and generation; what the coordinator tells has neither.
+    """
+    return Event(
+        type=kind or cast(EventType, f"guild.{status.state}"),
+        at=status.at,
+        job=spec.job,
+        bot=spec.bot,
+        guild=spec.guild,
+        channel=spec.channel,
+        broadcast=spec.broadcast,
+        worker=worker,
+        generation=generation,
+        code=status.code,
+        message=status.message,
+        close_code=status.close_code,
+        final=status.final or None,
+        listeners=status.listeners if kind == "guild.listeners" else None,
+        dave_protocol_version=status.dave_protocol_version if kind == "guild.dave_downgraded" else None,
+    )
+
+
+def broadcast_event(
+    spec: BroadcastSpec, status: BroadcastStatus, *, worker: str = "", generation: int = 0, reason: str = ""
+) -> Event:
+    """The event that tells a broadcast's status."""
+    return Event(
+        type=cast(EventType, f"broadcast.{status.state}"),
+        at=status.at,
+        job=spec.job,
+        broadcast=spec.broadcast,
+        run=spec.run,
+        worker=worker,
+        generation=generation,
+        code=status.code,
+        message=status.message,
+        reason=reason,
+    )

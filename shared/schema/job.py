@@ -71,6 +71,7 @@ class Voice(Strict, frozen=True, kw_only=True):
 
 SealedVoice = Annotated[str, Meta(pattern=r"^sealed:", description="`Voice` sealed with GUILDCAST_SEAL_KEY")]
 SpeakingFlag = Literal["microphone", "soundshare", "priority"]
+OnKick = Literal["stay_out", "rejoin"]
 
 
 class _Job(Strict, tag_field="type", frozen=True, kw_only=True):
@@ -116,7 +117,7 @@ class _GuildJob(_Job, frozen=True, kw_only=True):
 class GuildJoin(_GuildJob, tag="guild.join", frozen=True, kw_only=True):
     channel: Snowflake
     broadcast: Name
-    on_kick: Literal["stay_out", "rejoin"] = "stay_out"
+    on_kick: OnKick = "stay_out"
     speaking: tuple[SpeakingFlag, ...] = ("microphone",)
     voice: Voice | SealedVoice | None = None
 
@@ -254,8 +255,6 @@ def unserved(job: Job) -> str | None:
             "source.fallback": bool(source.fallback),
             "opus.ladder": bool(job.opus.ladder),
         }
-    elif isinstance(job, GuildJoin):
-        fields["on_kick"] = job.on_kick != "stay_out"
     return next((name for name, used in fields.items() if used), None)
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from shared.schema.job import OpusOptions, SourceSpec, SpeakingFlag, Voice
+from shared.schema.job import OnKick, OpusOptions, SourceSpec, SpeakingFlag, Voice
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -24,6 +24,7 @@ class GuildSpec(Record, frozen=True, kw_only=True):
     channel: str
     broadcast: str
     speaking: tuple[SpeakingFlag, ...] = ("microphone",)
+    on_kick: OnKick = "stay_out"
     voice: Voice | str | None = None
     job: str = ""
 
@@ -43,7 +44,7 @@ GuildState = Literal[
 
 
 class GuildStatus(Record, frozen=True, kw_only=True):
-    """How a guild is doing, as told by the worker that holds it."""
+    """How a guild is doing, as told by the worker that holds it, or by the coordinator where none does."""
 
     state: GuildState
     at: int
@@ -52,6 +53,20 @@ class GuildStatus(Record, frozen=True, kw_only=True):
     code: str = ""
     message: str = ""
     close_code: int | None = None
+    retry_at: int | None = None
+    """Unix ms: when a failed guild is tried, or asked for, again."""
+    final: bool = False
+    """Nothing more is tried until a new `guild.join` or `guild.voice`."""
+    listeners: int | None = None
+    """Other users in the channel; None where that is not known."""
+    dave_protocol_version: int | None = None
+    """0: transport encryption only; None: not known yet."""
+    privacy_code: str = ""
+    """Of the DAVE group, as Discord's clients show it; empty without a group."""
+    mls_epoch: int | None = None
+    gateway_version: int = 0
+    backend_version: str = ""
+    """Versions of the voice server's parts, `voice/rtc_worker`, such as `0.11.0/0.4.9`."""
 
 
 class BroadcastSpec(Record, frozen=True, kw_only=True):
@@ -94,6 +109,21 @@ class WorkerStats(Record, frozen=True, kw_only=True):
     packets_dropped: int = 0
     ticks_skipped: int = 0
     underruns: int = 0
+    packets_received: int = 0
+    packets_received_bad: int = 0
+    """Received and not decrypted, or no packets at all."""
+    dave_epochs: int = 0
+    """Epochs that groups entered."""
+    dave_failures: int = 0
+    """Commits and welcomes that could not be used, each answered by a new beginning."""
+    dave_downgrades: int = 0
+    """Orders of a server to fall back from end-to-end encryption."""
+    dave_ready_ms_max: int = 0
+    """Longest time from Session Description to a group that can send."""
+    clear_frames_refused: int = 0
+    """Frames that were not sent because they could not be encrypted end to end."""
+    messages_malformed: int = 0
+    """Messages of voice gateways that could not be read."""
     lateness_p999_us: int = 0
     cpu_ns: int = 0
     """Worker and its children, user and system."""

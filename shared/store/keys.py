@@ -19,6 +19,7 @@ class Keys:
         self.jobs_dead = f"{self.prefix}:jobs:dead"
         self.events = f"{self.prefix}:events"
         self.clock = f"{self.prefix}:clock"
+        """What is added to the TIME of the present server, under its run id."""
         self.guilds = f"{self.prefix}:guilds"
         """Set of `<bot>:<guild>` that have a record."""
         self.broadcasts = f"{self.prefix}:broadcasts"

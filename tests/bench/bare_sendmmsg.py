@@ -69,7 +69,7 @@ def main() -> None:
     for number in range(options.guilds):
         remote = receivers[number % options.addresses].getsockname()
         socket_number = number // options.addresses
-        builder.open(Target(number, remote, socket_number, "aead_aes256_gcm_rtpsize", lambda *_: None))
+        builder.open(Target(number, remote, socket_number, "aead_aes256_gcm_rtpsize", bytes(32)))
     table.length[:] = _PACKET_BYTES
     fds = [sender.fileno() for sender in senders]
     plans = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shared.protocol.transport_crypto import MODES
+from tests.bench import receive, seal
 from tests.bench.fanout import measure_worker
 
 
@@ -13,3 +15,17 @@ async def test_fanout_bench_gives_figures_for_product_and_floor() -> None:
     assert windows[0].sender_us >= 0
     assert told["lost"] == 0
     assert all_us[0] >= inside_us[0] > 0
+
+
+async def test_receive_bench_gives_figures_for_each_mode() -> None:
+    """Every packet of the receiving benchmark is heard; two modes, DAVE and not, decoded and not."""
+    figures = await receive.run(rounds=1, number=100)
+    assert len(figures) == 8
+    assert min(figures) > 0
+
+
+def test_seal_bench_gives_figures_for_every_fast_mode() -> None:
+    """The benchmark of transport modes builds and sends in each of them."""
+    figures = seal.measure(guilds=4, ticks=2)
+    assert figures.keys() == set(MODES)
+    assert all(0 < build_us < total_us for build_us, total_us in figures.values())

@@ -92,6 +92,12 @@ async def stack(running: Stack) -> Stack:
 
 
 @pytest.fixture(scope="session")
+def churn_s(pytestconfig: pytest.Config) -> float:
+    """How long members come and go: `pytest --churn-seconds 60`."""
+    return float(pytestconfig.getoption("--churn-seconds"))
+
+
+@pytest.fixture(scope="session")
 def programme() -> Pcm:
     return decode_file(PROGRAMME)
 

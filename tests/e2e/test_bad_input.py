@@ -16,7 +16,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from shared.errors import EXIT_CONFIG, EXIT_UNAVAILABLE
-from tests.e2e.stack import Finished, Stack, faults_of, process_environment, python_module, run_to_end, until
+from tests.e2e.stack import Finished, Stack, process_environment, python_module, run_to_end, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -87,7 +87,7 @@ async def test_bad_sources_end_with_their_code_and_another_broadcast_goes_on(
     await stack.hear_more(guilds, 25)
     for guild, row in (await stack.heard(guilds)).items():
         (session,) = row.sessions
-        assert not faults_of(session), guild
+        assert not await stack.faults(session), guild
         assert session.trailing_silence == 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.stack import Process, Stack, descendants, ended_cleanly, faults_of, gone, until
+from tests.e2e.stack import Process, Stack, descendants, ended_cleanly, gone, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -33,7 +33,7 @@ async def assert_ended_cleanly(stack: Stack, guilds: Iterable[str]) -> None:
     for guild, row in (await stack.heard(guilds)).items():
         session = row.sessions[0]
         assert ended_cleanly(session), (guild, session)
-        assert not faults_of(session), guild
+        assert not await stack.faults(session), guild
 
 
 async def assert_undisturbed(stack: Stack, guilds: Iterable[str]) -> None:
@@ -41,7 +41,7 @@ async def assert_undisturbed(stack: Stack, guilds: Iterable[str]) -> None:
     await stack.hear_more(guilds, 50)
     for guild, row in (await stack.heard(guilds)).items():
         (session,) = row.sessions
-        assert not faults_of(session), guild
+        assert not await stack.faults(session), guild
         assert (session.state, session.trailing_silence) == ("live", 0), guild
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from tests.e2e.stack import Stack, faults_of, gone, until
+from tests.e2e.stack import Stack, gone, until
 from tests.emulator.analysis import unwrap_timestamps
 from tests.emulator.payloads import SILENCE_ID
 from tests.emulator.records import SessionPackets
@@ -38,7 +38,7 @@ async def assert_lost_nothing(stack: Stack, guilds: Iterable[str]) -> None:
     """Each guild is on the session it began with, and every packet follows 20 ms after the one before."""
     for guild, row in (await stack.heard(guilds)).items():
         (session,) = row.sessions
-        assert not faults_of(session), guild
+        assert not await stack.faults(session), guild
         assert session.state == "live"
         (recording,) = (await stack.packets(guild)).sessions
         steps = np.diff(unwrap_timestamps(np.asarray(recording.timestamp, np.uint32)))
@@ -73,7 +73,7 @@ async def test_guilds_of_a_killed_worker_are_heard_again_and_others_lose_nothing
     for guild in held[victim]:
         before, *_, after = (await stack.packets(guild)).sessions
         gaps_s.append((sound_arrivals_ns(after)[0] - sound_arrivals_ns(before)[-1]) / 1e9)
-        assert not faults_of((await stack.sessions(guild))[-1])
+        assert not await stack.faults((await stack.sessions(guild))[-1])
     with capsys.disabled():
         print(f"\nSIGKILL of a fan-out worker: heard again after {min(gaps_s):.2f} to {max(gaps_s):.2f} s", end="")
     await assert_lost_nothing(stack, held[survivor])
@@ -144,7 +144,7 @@ async def test_a_killed_sender_costs_no_voice_session(stack: Stack, music: Path)
     for guild, row in (await stack.heard(held[victim])).items():
         (session,) = row.sessions
         assert (session.ssrc, session.state) == (before[guild], "live")
-        assert not {name: n for name, n in faults_of(session).items() if name != "lost"}, guild
+        assert not {name: n for name, n in (await stack.faults(session)).items() if name != "lost"}, guild
     await assert_lost_nothing(stack, held[survivor])
 
 

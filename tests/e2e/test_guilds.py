@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.e2e.stack import Stack, ended_cleanly, faults_of, until
+from tests.e2e.stack import Stack, ended_cleanly, until
 from tests.emulator.records import SessionReport
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -43,7 +43,7 @@ async def assert_undisturbed(stack: Stack, guilds: list[str]) -> None:
     await stack.hear_more(guilds, 25)
     for guild, row in (await stack.heard(guilds)).items():
         (session,) = row.sessions
-        assert not faults_of(session), guild
+        assert not await stack.faults(session), guild
         assert session.state == "live"
         assert session.trailing_silence == 0
 
@@ -54,7 +54,7 @@ async def test_leaving_ends_one_guild_cleanly_and_it_may_come_back(stack: Stack,
     await stack.hear_more([leaver], 25)
     await stack.do("guild.leave", guild=leaver)
     assert ended_cleanly(session := await wait_ended(stack, leaver)), session
-    assert not faults_of(session)
+    assert not await stack.faults(session)
     assert len(await stack.events("guild.stopped", guild=leaver)) == 1
     await assert_undisturbed(stack, others)
     channel = str(int(leaver) + 10**17)
@@ -62,7 +62,7 @@ async def test_leaving_ends_one_guild_cleanly_and_it_may_come_back(stack: Stack,
     await stack.hear_more([leaver], 25)
     back = await last_session(stack, leaver)
     assert back.ssrc != session.ssrc
-    assert not faults_of(back)
+    assert not await stack.faults(back)
     await assert_undisturbed(stack, others)
 
 
@@ -79,7 +79,7 @@ async def test_fresh_credentials_move_the_session(stack: Stack, radio: str) -> N
 
     await until(moved, "sound on the new session")
     await stack.hear_more([mover], 25)
-    assert not faults_of(await last_session(stack, mover))
+    assert not await stack.faults(await last_session(stack, mover))
     await assert_undisturbed(stack, others)
 
 
@@ -104,7 +104,7 @@ async def test_stopping_a_broadcast_silences_all_its_guilds_and_no_others(
     for guild, row in (await stack.heard(silenced)).items():
         (session,) = row.sessions
         assert session.state == "live", guild
-        assert not faults_of(session), guild
+        assert not await stack.faults(session), guild
     await stack.wait_state(silenced, "idle")
     await assert_undisturbed(stack, others)
 
@@ -121,8 +121,42 @@ async def test_a_guild_whose_session_is_void_is_heard_again_with_new_credentials
     await stack.hear_more([voided], 25)
     first, second = await stack.sessions(voided)
     assert (first.close_code, first.close_by) == (4006, "server")
-    assert not faults_of(second)
+    assert not await stack.faults(second)
     await assert_undisturbed(stack, others)
+
+
+async def test_a_guild_whose_bot_was_moved_is_heard_where_it_is_now(stack: Stack, radio: str) -> None:
+    """Close code 4014, and guild.voice says where the bot is now: the guild is heard there."""
+    moved, *others = await stack.join(3, radio)
+    await stack.discord.fault(moved, "close", code=4014)
+    wanted = await stack.wait_event("guild.voice_wanted", guild=moved)
+    assert (wanted.reason, wanted.close_code, wanted.rejoin) == ("disconnected", 4014, False)
+    channel = str(int(moved) + 10**17 + 1)
+    await stack.do("guild.voice", guild=moved, channel=channel, voice=await stack.voice(moved, channel))
+    await stack.wait_state([moved], "playing")
+    await stack.hear_more([moved], 25)
+    first, second = await stack.sessions(moved)
+    assert (first.close_code, first.close_by) == (4014, "server")
+    assert not await stack.faults(second)
+    await assert_undisturbed(stack, others)
+
+
+async def test_guilds_that_are_not_wanted_stay_out_and_touch_no_other(stack: Stack, radio: str) -> None:
+    """Kicked and nobody says otherwise, or refused for good: no further session, and the status says why."""
+    kicked, refused, *others = await stack.join(4, radio)
+    await stack.discord.fault(kicked, "close", code=4014)
+    await stack.discord.fault(refused, "close", code=4021)
+    failed = await stack.wait_event("guild.failed", guild=refused, final=True)
+    assert failed.close_code == 4021
+    stopped = await stack.wait_event("guild.stopped", guild=kicked)
+    assert (stopped.code, stopped.final) == ("kicked", True)
+    await assert_undisturbed(stack, others)
+    for guild, state in ((kicked, "stopped"), (refused, "failed")):
+        worker, status = await stack.guild(guild)
+        assert worker == ""
+        assert status is not None
+        assert (status.state, status.final) == (state, True)
+        assert len(await stack.sessions(guild)) == 1
 
 
 async def test_a_dropped_websocket_is_resumed_without_a_lost_packet(stack: Stack, radio: str) -> None:
@@ -139,7 +173,7 @@ async def test_a_dropped_websocket_is_resumed_without_a_lost_packet(stack: Stack
     (after,) = await stack.sessions(dropped)
     assert after.ssrc == before.ssrc
     assert after.state == "live"
-    assert not faults_of(after)
+    assert not await stack.faults(after)
     await assert_undisturbed(stack, others)
 
 
@@ -152,7 +186,7 @@ async def test_a_guild_joins_although_the_first_answer_to_discovery_is_lost(stac
     await stack.wait_state([guild], "playing")
     await stack.hear_more([guild], 25)
     (session,) = await stack.sessions(guild)
-    assert not faults_of(session)
+    assert not await stack.faults(session)
 
 
 async def test_a_guild_whose_udp_is_blocked_says_so_and_others_go_on(stack: Stack, radio: str) -> None:
@@ -181,4 +215,4 @@ async def test_a_guild_that_offers_only_xchacha_is_heard(stack: Stack, radio: st
     await stack.hear_more([guild], 50)
     (session,) = await stack.sessions(guild)
     assert session.mode == XCHACHA
-    assert not faults_of(session)
+    assert not await stack.faults(session)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from tests.e2e.stack import Stack, faults_of
+from tests.e2e.stack import Stack
 from tests.emulator.analysis import arrivals_ms, skew_percentiles
 from tests.emulator.records import Percentiles
 from tests.media.audio import PROGRAMME
@@ -63,7 +63,7 @@ async def measure(stack: Stack) -> Measured:
     await stack.hear_more(guilds, PACKETS, 30, every_s=1.0)  # asking disturbs what is measured
     for guild, row in (await stack.heard(guilds)).items():
         (session,) = row.sessions
-        assert not faults_of(session), guild
+        assert not await stack.faults(session), guild
     heard = []
     for guild in guilds:
         (recording,) = (await stack.packets(guild)).sessions

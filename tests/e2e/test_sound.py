@@ -13,7 +13,7 @@ from aiohttp import web
 from shared.errors import Fenced
 from shared.schema.frame_entry import FRAMES_PER_ENTRY, TICK_US, Flags, FrameEntry
 from shared.schema.job import OpusOptions
-from tests.e2e.stack import Stack, faults_of, gone, until
+from tests.e2e.stack import Stack, gone, until
 from tests.emulator.analysis import unwrap_timestamps
 from tests.emulator.payloads import SILENCE_ID
 from tests.emulator.records import GuildPackets
@@ -96,7 +96,7 @@ async def assert_heard_by_all(stack: Stack, source: str | Path, file: Path) -> N
     await until(all_silent, "five frames of silence at the end")
     for guild, row in (await stack.heard(guilds)).items():
         (session,) = row.sessions
-        assert not faults_of(session), guild
+        assert not await stack.faults(session), guild
         assert session.state == "live"
     reference = decode_file(file)
     direct = encoded(file)
@@ -176,7 +176,7 @@ async def test_a_cut_is_heard_from_its_index_on_and_stops_the_publisher_before(
     with pytest.raises(Fenced):
         await publisher.publish(FrameEntry(term - 1, max(before) + 1, epoch_us, 0, 0, frames[:1]))
     for guild, row in (await stack.heard(guilds)).items():
-        assert not faults_of(row.sessions[-1]), guild
+        assert not await stack.faults(row.sessions[-1]), guild
         recording = await stack.packets(guild)
         assert_no_gap(recording)
         heard = frames_heard(recording)

@@ -248,7 +248,7 @@ async def test_a_job_without_a_usable_id_fails_under_its_entrys_id(pool: Pool, h
         (json.dumps({"v": 1, "id": "early", "type": "broadcast.pause", "broadcast": "news"}), "broadcast.pause"),
         (start("early", source={"playlist": ["a"]}), "source.playlist"),
         (start("early", at=5), "at"),
-        (join("early", on_kick="rejoin"), "on_kick"),
+        (join("early", at=5), "at"),
     ],
 )
 async def test_what_is_not_served_yet_says_so(pool: Pool, body: str, named: str) -> None:

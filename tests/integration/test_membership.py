@@ -208,11 +208,35 @@ async def test_a_report_stands_in_the_record_and_is_told(store: Store, keys: Key
     """Under the generation in force a status is written, and its event with it."""
     key = keys.guild("main", GUILD_ID)
     await store.command("HSET", key, "generation", 7)
-    assert await member.report(key, 7, STATUS, Event(type="guild.playing", at=5, guild=GUILD_ID))
+    assert await member.report(key, 7, 1, STATUS, Event(type="guild.playing", at=5, guild=GUILD_ID))
     assert msgspec.json.decode(await store.command("HGET", key, "status"), type=GuildStatus) == STATUS
     assert [event.type for event in await told(store, keys)] == ["guild.playing"]
-    assert await member.report(key, 7, STATUS, None)
+    assert await member.report(key, 7, 2, STATUS, None)
     assert len(await told(store, keys)) == 1
+
+
+async def test_an_event_alone_leaves_the_status_as_it_is(store: Store, keys: Keys, member: Membership) -> None:
+    """What happened to a guild need not change how it is doing."""
+    key = keys.guild("main", GUILD_ID)
+    await store.command("HSET", key, "generation", 7, "status", "as it was")
+    assert await member.report(key, 7, 1, None, Event(type="guild.listeners", at=5, listeners=0))
+    assert await store.command("HGET", key, "status") == "as it was"
+    assert [event.listeners for event in await told(store, keys)] == [0]
+
+
+async def test_a_report_made_twice_counts_once(store: Store, keys: Keys, member: Membership) -> None:
+    """A worker that did not hear the answer tells again; the same number under another generation is another report."""
+    key = keys.guild("main", GUILD_ID)
+    event = Event(type="guild.playing", at=5)
+    await store.command("HSET", key, "generation", 7)
+    assert await member.report(key, 7, 1, STATUS, event)
+    await store.command("HSET", key, "status", "written since")
+    assert await member.report(key, 7, 1, STATUS, event)
+    assert await store.command("HGET", key, "status") == "written since"
+    assert len(await told(store, keys)) == 1
+    await store.command("HSET", key, "generation", 8)
+    assert await member.report(key, 8, 1, STATUS, event)
+    assert len(await told(store, keys)) == 2
 
 
 @pytest.mark.parametrize("standing", ["8", "70", "0", None])
@@ -223,7 +247,7 @@ async def test_a_report_under_another_generation_changes_nothing(
     key = keys.guild("main", GUILD_ID)
     if standing is not None:
         await store.command("HSET", key, "generation", standing, "status", "as it was")
-    assert not await member.report(key, 7, STATUS, Event(type="guild.playing", at=5))
+    assert not await member.report(key, 7, 1, STATUS, Event(type="guild.playing", at=5))
     assert await store.command("HGET", key, "status") == ("as it was" if standing else None)
     assert await store.command("EXISTS", key) == (standing is not None)
     assert await told(store, keys) == []

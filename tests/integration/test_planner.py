@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -11,8 +13,8 @@ import pytest
 
 from coordinator import planner as planner_module
 from coordinator.election import Leadership
-from coordinator.planner import Planner
-from coordinator.recovery import Recovery
+from coordinator.planner import IDENTIFIES_AT_ONCE, Planner
+from coordinator.recovery import Failure, Recovery
 from coordinator.registry import Broadcast, Change, Guild, Registry
 from shared.clock import LocalClock
 from shared.errors import LeaseLost
@@ -33,6 +35,7 @@ from shared.store.client import Store
 from shared.store.keys import Keys
 from worker.membership import Membership
 
+BOUND_S = 10.0
 GUILD_ID = "123456789012345678"
 VOICE = Voice(user_id=GUILD_ID, session_id="s", token="t", endpoint="voice.example")
 
@@ -135,11 +138,54 @@ async def test_a_worker_is_called_when_its_want_changes(pool: Pool) -> None:
 async def test_more_guilds_than_one_script_takes_are_placed(pool: Pool) -> None:
     """Placing goes in batches, and none is left between them."""
     planner = await pool.lead()
-    await pool.worker("a", capacity=1_000)
+    for name in "abcd":
+        await pool.worker(name, capacity=1_000)
     await pool.guilds(350)
     await planner.step()
-    assert pool.loads() == {"a": 350}
-    assert len(set((await pool.wants("a")).values())) == 350
+    assert sorted(pool.loads().values()) == [87, 87, 88, 88]
+    assert sum([len(set((await pool.wants(name)).values())) for name in "abcd"]) == 350
+
+
+async def test_a_herd_of_guilds_is_given_out_at_a_pace(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker is given no more at once than it can connect; the rest follows, and nobody is told of a lack of room."""
+    monkeypatch.setattr(planner_module, "_TOLD_AFTER_MS", -1)
+    planner = await pool.lead()
+    await pool.worker("a", capacity=1_000)
+    await pool.guilds(2 * IDENTIFIES_AT_ONCE + 1)
+    await planner.step()
+    assert pool.loads()["a"] == IDENTIFIES_AT_ONCE
+    async with asyncio.timeout(BOUND_S):
+        while pool.loads()[""]:
+            before = pool.loads()["a"]
+            await planner.step()
+            assert pool.loads()["a"] - before <= IDENTIFIES_AT_ONCE
+            await asyncio.sleep(0.02)
+    assert not [event for event in await pool.events() if event.type == "guild.failed"]
+
+
+async def test_a_guild_for_which_there_is_no_room_says_so(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only those that do not fit are told of, once each."""
+    monkeypatch.setattr(planner_module, "_TOLD_AFTER_MS", -1)
+    planner = await pool.lead()
+    await pool.worker("a", capacity=2)
+    await pool.guilds(3)
+    for _ in range(2):
+        await planner.step()
+    (failed,) = [event for event in await pool.events() if event.type == "guild.failed"]
+    assert (failed.code, failed.guild) == ("no_worker", str(10**17 + 2))
+
+
+async def test_guilds_that_failed_wait_behind_those_that_did_not(pool: Pool) -> None:
+    """Whoever is in trouble does not take the turns of the others."""
+    planner = await pool.lead()
+    await pool.worker("a", capacity=1)
+    await pool.guilds(2)
+    troubled = next(iter(pool.registry.guilds.values()))
+    change = Change(pool.registry)
+    pool.recovery.failed(troubled, Failure("voice_timeout"), time.monotonic() - 5.0, change)
+    await change.commit(pool.leadership)
+    await planner.step()
+    assert [guild.worker for guild in pool.registry.guilds.values()] == ["", "a"]
 
 
 async def test_a_pass_that_finds_nothing_to_do_changes_nothing(pool: Pool) -> None:
@@ -257,7 +303,7 @@ async def test_a_report_of_a_worker_that_was_replaced_changes_nothing(pool: Pool
     await pool.worker("b")
     await gone(pool, dying)
     await planner.step()
-    assert not await dying.report(key, guild.generation, GuildStatus(state="playing", at=5), None)
+    assert not await dying.report(key, guild.generation, 1, GuildStatus(state="playing", at=5), None)
 
 
 async def test_a_worker_without_a_lease_is_not_judged_within_the_grace(pool: Pool) -> None:
@@ -348,7 +394,7 @@ async def test_a_guild_without_credentials_is_asked_about_and_not_placed(pool: P
     assert pool.loads() == {"": 1}
     assert [event.type for event in await pool.events() if event.guild] == ["guild.voice_wanted"]
     await pool.guilds(1)
-    pool.recovery.renewed(next(iter(pool.registry.guilds)))
+    pool.recovery.renewed(next(iter(pool.registry.guilds.values())), time.monotonic())
     await planner.step()
     assert pool.loads() == {"a": 1}
 
@@ -373,7 +419,7 @@ async def test_a_guild_that_is_backing_off_is_not_placed(pool: Pool) -> None:
     await planner.step()
     (guild,) = pool.registry.guilds.values()
     change = Change(pool.registry)
-    pool.recovery.failed(guild, "voice_timeout", None, 1e12, change)
+    pool.recovery.failed(guild, Failure("voice_timeout"), 1e12, change)
     await change.commit(pool.leadership)
     await planner.step()
     assert pool.loads() == {"": 1}
@@ -388,9 +434,9 @@ async def test_a_failure_of_an_earlier_generation_is_not_judged_under_the_next(p
     await planner.step()
     (guild,) = pool.registry.guilds.values()
     failed = GuildStatus(state="failed", at=5, worker="a", code="voice_timeout")
-    assert await member.report(pool.keys.guild(*guild.key), guild.generation, failed, None)
+    assert await member.report(pool.keys.guild(*guild.key), guild.generation, 1, failed, None)
     change = Change(pool.registry)
-    pool.recovery.failed(guild, "voice_timeout", None, -1e12, change)  # long ago: nothing holds it back
+    pool.recovery.failed(guild, Failure("voice_timeout"), -1e12, change)  # long ago: nothing holds it back
     await change.commit(pool.leadership)
     await planner.step()
     await pool.registry.look_at_statuses()

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from shared.cli.redis_server import RedisServer
 from shared.clock import LocalClock
+from shared.errors import StoreUnavailable
 from shared.schema import event as events
 from shared.schema.event import Event
 from shared.schema.records import GuildState, GuildStatus, WorkerRecord
@@ -142,6 +143,60 @@ async def test_a_flood_in_the_middle_of_a_write_costs_none_of_the_newest(
         tell(reporter, key, "idle", 1)
         await reporter.flushed(BOUND_S)
     assert await told(store, keys) == ["guild.idle"] + ["guild.playing"] * KEPT
+
+
+async def test_a_report_whose_answer_was_lost_is_told_once(
+    store: Store, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis did it and the answer never came: the report is made again, and its event stands there once."""
+    membership = Membership(store, keys, RECORD, LocalClock())
+    reporter = Reporter(membership)
+    key = keys.guild("main", "1")
+    await store.command("HSET", key, "generation", 7)
+    report = membership.report
+
+    async def unanswered(*arguments: Any) -> bool:
+        await report(*arguments)
+        monkeypatch.undo()
+        raise StoreUnavailable("the connection broke")
+
+    monkeypatch.setattr(membership, "report", unanswered)
+    async with running(reporter):
+        tell(reporter, key, "playing", 1)
+        tell(reporter, key, "idle", 2)
+        tell(reporter, key, "playing", 3)
+        await reporter.flushed(BOUND_S)
+    assert await told(store, keys) == ["guild.playing", "guild.idle", "guild.playing"]
+
+
+async def test_figures_push_no_event_out(store: Store, keys: Keys) -> None:
+    """However often a status changes without an event, the events that wait are told; the newest status stands."""
+    reporter = Reporter(Membership(store, keys, RECORD, LocalClock()))
+    key = keys.guild("main", "1")
+    await store.command("HSET", key, "generation", 7)
+    tell(reporter, key, "connecting", 1)
+    tell(reporter, key, "playing", 2)
+    for epoch in range(100):
+        reporter.tell(key, 7, GuildStatus(state="playing", at=3, mls_epoch=epoch), None)
+    tell(reporter, key, "idle", 4)
+    reporter.tell(key, 7, GuildStatus(state="idle", at=5, mls_epoch=100), None)
+    async with running(reporter):
+        await reporter.flushed(BOUND_S)
+    assert await told(store, keys) == ["guild.connecting", "guild.playing", "guild.idle"]
+    assert await status(store, key) == GuildStatus(state="idle", at=5, mls_epoch=100)
+
+
+async def test_an_event_alone_changes_no_state(store: Store, keys: Keys) -> None:
+    """Listeners come and go; the guild plays."""
+    reporter = Reporter(Membership(store, keys, RECORD, LocalClock()))
+    key = keys.guild("main", "1")
+    await store.command("HSET", key, "generation", 7)
+    tell(reporter, key, "playing", 1)
+    reporter.tell(key, 7, None, Event(type="guild.listeners", at=2, listeners=3))
+    async with running(reporter):
+        await reporter.flushed(BOUND_S)
+    assert await told(store, keys) == ["guild.playing", "guild.listeners"]
+    assert await status(store, key) == GuildStatus(state="playing", at=1)
 
 
 async def test_a_report_of_an_older_generation_holds_up_no_other(store: Store, keys: Keys) -> None:

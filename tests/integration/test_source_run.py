@@ -17,8 +17,9 @@ from shared.errors import ErrorCode, GuildcastError
 from shared.schema.frame_entry import FIELD, TICK_US, Flags, FrameEntry, unpack
 from shared.schema.job import OpusOptions, SourceSpec
 from shared.schema.records import BroadcastSpec, SourceWant
-from shared.store import time_sync
 from shared.store.client import Store
+from shared.store.keys import Keys
+from shared.store.time_sync import TimeSync
 from tests.media.audio import PROGRAMME, decode_file, write_audio
 from worker.encode.publish import Publisher
 from worker.encode.run import SourceRun
@@ -75,9 +76,9 @@ class Air:
 
 
 @pytest.fixture
-async def air(store: Store, raw_store: Store, tmp_path: Path) -> AsyncIterator[Air]:
+async def air(store: Store, raw_store: Store, keys: Keys, tmp_path: Path) -> AsyncIterator[Air]:
     clock = CommonClock(LocalClock())
-    await time_sync.synchronise(store, clock)
+    await TimeSync(store, keys, clock).synchronise()
     air = Air(store, raw_store, clock, tmp_path)
     yield air
     await asyncio.gather(*(run.close() for run in air.runs))

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt
 
 from shared.errors import VoiceError
-from shared.protocol.transport_crypto import AES_GCM, XCHACHA, new_sealer
+from shared.protocol.transport_crypto import AES_GCM, MODES, XCHACHA, open_packet
 from worker.fanout.build import Builder, Lane, Target
-from worker.fanout.rows import LAYOUT, PACKET_BYTES, RING_TICKS, RowTable
+from worker.fanout.rows import LAYOUT, RING_TICKS, RowTable
 
 ROWS = 4
 SILENCE = b"\xf8\xff\xfe"
@@ -45,7 +45,7 @@ class Connection:
         self.row = rig.builder.open(self.target())
 
     def target(self) -> Target:
-        return Target(self.ssrc, ("192.0.2.1", 50_000), self.socket_number, self.mode, new_sealer(self.mode, self.key))
+        return Target(self.ssrc, ("192.0.2.1", 50_000), self.socket_number, self.mode, self.key)
 
     def rekey(self) -> None:
         self.key = os.urandom(32)
@@ -62,8 +62,10 @@ class Connection:
         header, sealed, suffix = data[:12], data[12:-4], data[-4:]
         if self.mode == AES_GCM:
             frame = AESGCM(self.key).decrypt(suffix + bytes(8), sealed, header)
-        else:
+        elif self.mode == XCHACHA:
             frame = crypto_aead_xchacha20poly1305_ietf_decrypt(sealed, header, suffix + bytes(20), self.key)
+        else:
+            frame = open_packet(self.mode, self.key, data)
         return Packet(sequence, timestamp, ssrc, int.from_bytes(suffix, "big"), frame)
 
     def must(self, tick: int) -> Packet:
@@ -115,9 +117,9 @@ def span(first: int, number: int) -> range:
     return range(START + first, START + first + number)
 
 
-@pytest.mark.parametrize("mode", [AES_GCM, XCHACHA])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_packet_is_opened_by_its_receiver(rig: Rig, mode: str) -> None:
-    """Header, frame and counter stand where the voice protocol has them, for either mode."""
+    """Header, frame and counter stand where the voice protocol has them, in every mode."""
     connection = rig.connect(mode, ssrc=0xDEADBEEF)
     rig.play(START)
     packet = connection.must(START)
@@ -416,18 +418,62 @@ def test_more_connections_than_rows_are_refused(rig: Rig) -> None:
 
 
 def test_the_longest_frame_fits_with_its_encryption(rig: Rig) -> None:
-    """Opus makes 1275 bytes at most, end-to-end encryption adds few."""
+    """Opus makes 1275 bytes at most, end-to-end encryption adds 16."""
     connection = rig.connect()
-    rig.frames[START] = bytes(1_275 + 37)
+    rig.builder.protect(connection.row, lambda frame: frame + bytes(16))
+    rig.frames[START] = bytes(1_275)
     rig.builder.build(START)
-    assert connection.must(START).frame == bytes(1_275 + 37)
+    assert connection.must(START).frame == bytes(1_275 + 16)
+
+
+def test_each_guild_has_its_own_end_to_end_encryption(rig: Rig) -> None:
+    """One frame, three rows: two protected, each in its own way and length, and a plain one between them."""
+    one, plain, other = rig.connect(ssrc=1), rig.connect(ssrc=2), rig.connect(XCHACHA, ssrc=3)
+    rig.builder.protect(one.row, lambda frame: b"1" + frame)
+    rig.builder.protect(other.row, lambda frame: b"two" + frame)
+    for tick in span(0, 3):
+        rig.play(tick)
+        frame = rig.frames[tick]
+        assert [c.must(tick).frame for c in (one, plain, other)] == [b"1" + frame, frame, b"two" + frame]
+
+
+def test_no_frame_leaves_in_the_clear_when_its_encryption_fails(rig: Rig) -> None:
+    """Silence takes its place, so that sequence numbers go on, and the failure is counted."""
+    connection = rig.connect()
+    rig.builder.protect(connection.row, lambda _frame: None)
+    rig.play(START)
+    assert connection.must(START).frame == SILENCE
+    assert rig.builder.unprotected == 1
+
+
+def test_silence_frames_are_never_encrypted(rig: Rig) -> None:
+    """Neither one of the programme nor those at its end: receivers and server know them as they are."""
+    connection = rig.connect()
+    rig.builder.protect(connection.row, lambda frame: b"no " + frame)
+    rig.play(START)
+    rig.frames[START + 1] = SILENCE
+    for tick in span(1, 6):
+        rig.builder.build(tick)
+    frames = [connection.must(tick).frame for tick in span(0, 7 - 1)]
+    assert frames == [b"no frame %d" % START, *[SILENCE] * 5]
+    assert rig.builder.unprotected == 0
+
+
+def test_protection_ends_where_it_is_taken_away(rig: Rig) -> None:
+    """A downgrade that the server ordered: frames go out as they are from the next tick on."""
+    connection = rig.connect()
+    rig.builder.protect(connection.row, lambda frame: b"no " + frame)
+    rig.play(START)
+    rig.builder.protect(connection.row, None)
+    rig.play(START + 1)
+    assert [connection.must(tick).frame[:2] for tick in span(0, 2)] == [b"no", b"fr"]
 
 
 def test_a_frame_that_does_not_fit_is_refused_and_spoils_nothing(rig: Rig) -> None:
     """Neither the neighbour's row nor a counter is touched by what cannot be sent."""
     one, other = rig.connect(ssrc=1), rig.connect(ssrc=2)
     rig.play(START)
-    rig.frames[START + 1] = bytes(PACKET_BYTES - 12 - 16 - 4 + 1)
+    rig.frames[START + 1] = bytes(1_276)
     with pytest.raises(ValueError, match="does not fit"):
         rig.builder.build(START + 1)
     assert one.packet(START + 1) is None

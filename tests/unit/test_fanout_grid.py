@@ -16,7 +16,6 @@ def test_a_tick_is_twenty_milliseconds_in_twenty_slots() -> None:
     assert (TICK_NS, SLOTS, SLOT_NS) == (20_000_000, 20, 1_000_000)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**12), st.integers(0, SLOTS - 1))
 def test_a_slot_lies_in_its_tick(tick: int, slot: int) -> None:
     """A moment of a slot belongs to the tick that the slot is of, to the last nanosecond."""
@@ -25,7 +24,6 @@ def test_a_slot_lies_in_its_tick(tick: int, slot: int) -> None:
     assert moment - slot_time_ns(tick, 0) == slot * SLOT_NS
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**12))
 def test_frame_zero_plays_at_the_epoch(tick: int) -> None:
     """A run's epoch is the moment at which its first frame leaves in slot 0."""
@@ -63,7 +61,7 @@ def test_without_company_a_slot_that_is_awake_is_taken() -> None:
     assert choose_slot(loads, EMPTY) == 7
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=600))
 def test_slots_stay_even_whatever_sockets_are_used(sockets: list[int]) -> None:
     """No slot is ever fuller than the emptiest by more than a batch."""

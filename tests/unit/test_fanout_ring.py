@@ -209,7 +209,7 @@ def streams(draw: st.DrawFn) -> list[FrameEntry | int]:
     return steps
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(streams())
 def test_the_ring_plays_what_the_model_plays(steps: list[FrameEntry | int]) -> None:
     """Whatever encoders publish in the stream's order, each index not yet played plays what the rules say."""

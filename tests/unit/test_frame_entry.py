@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ErrorCode, ProtocolError
@@ -55,14 +55,12 @@ def test_the_id_is_term_and_first_index() -> None:
     assert ENTRY.next_index == 253
 
 
-@settings(deadline=None)
 @given(_entries)
 def test_a_packed_entry_is_unpacked_as_it_was(entry: FrameEntry) -> None:
     """Every entry survives the stream."""
     assert unpack(entry.id, pack(entry)) == entry
 
 
-@settings(deadline=None)
 @given(_entries, st.data())
 def test_a_truncated_entry_is_refused(entry: FrameEntry, data: st.DataObject) -> None:
     """An entry cut anywhere is a protocol error and no shorter entry."""
@@ -80,7 +78,6 @@ def test_every_cut_of_the_agreed_bytes_is_refused(cut: int) -> None:
         unpack(ENTRY.id, BODY[:cut])
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=80), st.text(max_size=12) | st.just("5-1"))
 def test_garbage_is_a_protocol_error_and_nothing_else(body: bytes, entry_id: str) -> None:
     """Whatever stands in the stream, one entry is skipped."""

@@ -6,7 +6,7 @@ import re
 import socket
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.identity import Identity, host_name, read_identity
@@ -17,7 +17,6 @@ _ports = st.just(range(0)) | st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.builds(Identity, id=_words, name=_words, parent=st.integers(1, 2**22), ports=_ports))
 def test_an_identity_is_read_as_it_was_given(identity: Identity) -> None:
     """What the supervisor says is what the child reads."""

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ErrorCode, JobError
@@ -225,7 +225,6 @@ def test_asking_for_the_default_of_an_unserved_field_is_served() -> None:
     source = {"url": "a", "shuffle": False, "gain_db": 0, "crossfade_ms": 0, "fallback": []}
     assert unserved(decode_job(text(START, source=source, opus={"ladder": []}))) is None
     assert unserved(decode_job(text(JOIN, on_kick="stay_out"))) is None
-    assert unserved(decode_job(text(JOIN, on_kick="rejoin"))) == "on_kick"
 
 
 @pytest.mark.parametrize(
@@ -284,7 +283,6 @@ def _shuffled(value: Any) -> Any:
     return [_shuffled(inner) for inner in value] if isinstance(value, list) else value
 
 
-@settings(deadline=None)
 @given(_json)
 def test_the_digest_is_of_what_is_said(value: Any) -> None:
     """Order of fields and spaces between them make no other job."""
@@ -313,7 +311,6 @@ _near = st.fixed_dictionaries(
 _typeable = st.text(alphabet=st.characters(exclude_categories=["Cs"]))
 
 
-@settings(deadline=None)
 @given(_typeable | _near.map(json.dumps) | _json.map(json.dumps) | _near.map(lambda job: json.dumps(job)[:-2]))
 def test_garbage_raises_a_job_error_and_nothing_else(body: str) -> None:
     """Whatever is sent, one job fails; the coordinator lives."""

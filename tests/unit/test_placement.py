@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.placement import Room, place
+from coordinator.placement import Pace, Room, place
 
 _rooms = st.lists(
     st.builds(
@@ -60,7 +60,6 @@ def test_nobody_is_given_anything_without_workers() -> None:
     assert place([], [empty("a", 3)]) == {}
 
 
-@settings(deadline=None)
 @given(_rooms, st.integers(0, 300))
 def test_no_room_is_overfilled_and_no_item_waits_while_there_is_room(rooms: list[Room], number: int) -> None:
     """Whatever the rooms: within each, and as many as fit."""
@@ -72,7 +71,6 @@ def test_no_room_is_overfilled_and_no_item_waits_while_there_is_room(rooms: list
     assert len(placed) == min(number, sum(max(0, room.free) for room in rooms))
 
 
-@settings(deadline=None)
 @given(_rooms, st.integers(0, 60), st.integers(0, 60))
 def test_two_passes_before_a_renewal_fill_no_more_than_one(rooms: list[Room], first: int, second: int) -> None:
     """What the first pass gave counts in the second, though no worker has told of it."""
@@ -84,7 +82,6 @@ def test_two_passes_before_a_renewal_fill_no_more_than_one(rooms: list[Room], fi
         assert load[room.worker] <= room.headroom
 
 
-@settings(deadline=None)
 @given(_rooms, st.integers(0, 100))
 def test_what_is_left_is_level(rooms: list[Room], number: int) -> None:
     """A worker that was given something is not left with less room than another, but for one."""
@@ -92,3 +89,42 @@ def test_what_is_left_is_level(rooms: list[Room], number: int) -> None:
     left = {room.worker: room.free - load[room.worker] for room in rooms if room.free > 0}
     for worker in load:
         assert max(left.values()) - left[worker] <= 1
+
+
+def test_a_worker_is_given_no_more_than_its_share_at_once() -> None:
+    """Room is one thing, pace another: the rest of the items goes to others, or waits."""
+    rooms = [empty("a", 100), empty("b", 50), empty("c", 10)]
+    placed = place(range(40), rooms, {"a": 5, "b": 7, "c": 0})
+    assert Counter(placed.values()) == {"a": 5, "b": 7}
+
+
+def test_a_pace_gives_its_share_and_then_as_much_as_time_brings() -> None:
+    """A bucket is full at first, and fills again by the second, never beyond its size."""
+    pace = Pace(per_s=10.0, most=20)
+    assert pace.left("a", 100.0) == 20
+    pace.take("a", 20, 100.0)
+    assert pace.left("a", 100.0) == 0
+    assert pace.left("a", 100.55) == 5
+    assert pace.left("a", 1_000.0) == 20
+    assert pace.left("b", 100.0) == 20
+
+
+@given(st.lists(st.tuples(st.floats(0, 3), st.integers(0, 50)), max_size=50))
+def test_nothing_is_given_faster_than_the_pace(steps: list[tuple[float, int]]) -> None:
+    """However often it is asked, a bucket gives its size and what dripped into it."""
+    pace = Pace(per_s=10.0, most=20)
+    now_s, given_in_all = 0.0, 0
+    for passed_s, wanted in steps:
+        now_s += passed_s
+        count = min(wanted, pace.left("a", now_s))
+        pace.take("a", count, now_s)
+        given_in_all += count
+        assert given_in_all <= 20 + 10.0 * now_s + 1e-6
+
+
+def test_a_forgotten_worker_leaves_nothing_behind() -> None:
+    """Worker ids are new at every start: what is known of a lost one would stay for ever."""
+    pace = Pace(per_s=10.0, most=20)
+    pace.take("a", 20, 0.0)
+    pace.forget("a")
+    assert pace.left("a", 0.0) == 20

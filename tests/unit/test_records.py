@@ -28,9 +28,14 @@ BROADCAST_SPEC = BroadcastSpec(
 )
 RECORDS = [
     GUILD_SPEC,
-    msgspec.structs.replace(GUILD_SPEC, voice="sealed:abc", speaking=("priority", "microphone")),
+    msgspec.structs.replace(GUILD_SPEC, voice="sealed:abc", speaking=("priority", "microphone"), on_kick="rejoin"),
     msgspec.structs.replace(GUILD_SPEC, voice=None),
     GuildStatus(state="failed", at=1, worker="w", slot=0, code="voice_closed", message="m", close_code=4006),
+    GuildStatus(state="failed", at=1, retry_at=5, final=True),
+    GuildStatus(
+        state="alone", at=1, listeners=0, dave_protocol_version=1, privacy_code="12345", mls_epoch=2,
+        gateway_version=8, backend_version="0.11.0/0.4.9",
+    ),
     BROADCAST_SPEC,
     BroadcastStatus(state="playing", at=2, epoch_us=20_000, encodes=1),
     WorkerRecord(

@@ -7,7 +7,7 @@ import base64
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ErrorCode, VoiceError
@@ -58,7 +58,6 @@ def test_another_key_or_none_does_not_open(key: str | None) -> None:
     assert caught.value.code == ErrorCode.VOICE_CREDENTIALS_REJECTED
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=60).map(lambda data: "sealed:" + base64.b64encode(data).decode()) | st.text(max_size=40))
 def test_garbage_does_not_open_and_raises_one_error(stored: str) -> None:
     """Whatever is stored in the place of credentials fails one guild."""

@@ -50,6 +50,7 @@ def test_nothing_set_is_a_working_setting() -> None:
         ("UDP_PORTS", "50000-70000", "1024-65535"),
         ("UDP_ADDRESS", "localhost", "IPv4 address"),
         ("UDP_SOCKETS", "one", "'shared' or 'per-guild'"),
+        ("DAVE_REQUIRED", "perhaps", "boolean"),
         ("FANOUT_WORKERS", "-1", "greater than or equal to 0"),
         ("FANOUT_WORKERS", "many", "integer"),
         ("ENCODE_WORKERS", "257", "less than or equal to 256"),
@@ -92,6 +93,16 @@ def test_the_seal_key_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings(seal_key=None).shown()["seal_key"] == "(not set)"
 
 
+@pytest.mark.parametrize(("value", "required"), [("true", True), ("1", True), ("false", False), ("0", False)])
+def test_falling_back_from_encryption_is_refused_where_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, value: str, required: bool
+) -> None:
+    """The protocol is followed, a server's downgrade included, unless the operator says otherwise."""
+    assert load_settings().dave_required is False
+    monkeypatch.setenv("GUILDCAST_DAVE_REQUIRED", value)
+    assert load_settings().dave_required is required
+
+
 def test_shown_settings_are_the_effective_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every setting stands in what people are shown, with the value in force."""
     monkeypatch.setenv("GUILDCAST_WORKER_CAPACITY", "7")
@@ -121,7 +132,7 @@ def test_names_of_others_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> N
     load_settings()
 
 
-@pytest.mark.parametrize("name", ["DISCORD_TOKEN", "HTTP_BIND", "MEDIA_ALLOW", "DAVE_REQUIRED"])
+@pytest.mark.parametrize("name", ["DISCORD_TOKEN", "HTTP_BIND", "MEDIA_ALLOW", "DRAIN_DEADLINE_MS"])
 def test_a_name_not_served_yet_says_so(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A setting of a later version is refused and not ignored; its value, maybe a token, is not told."""
     line = refused(monkeypatch, "GUILDCAST_" + name, "a-secret-token")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ConfigError, ErrorCode
@@ -23,7 +23,6 @@ def test_ports_are_dealt_in_equal_parts() -> None:
     ]
 
 
-@settings(deadline=None)
 @given(st.integers(1_024, 60_000), st.integers(1, 500), st.integers(1, 64))
 def test_no_port_is_dealt_twice_or_from_outside(first: int, number: int, workers: int) -> None:
     """Whatever the range: equal parts of it, or one line that says that it is too small."""

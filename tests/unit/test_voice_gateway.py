@@ -15,19 +15,29 @@ from hypothesis import strategies as st
 from shared.errors import ErrorCode, ProtocolError
 from shared.protocol.close_codes import Action
 from shared.protocol.voice_gateway import (
+    BackendVersion,
     ClientDisconnected,
     ClientsConnected,
+    CommitAnnounced,
     Credentials,
     Event,
+    ExecuteTransition,
+    ExternalSender,
     HeartbeatAcked,
     Hello,
+    PrepareEpoch,
+    PrepareTransition,
+    Proposals,
     Ready,
     Resumed,
     SessionDescription,
+    SessionUpdated,
     Speaking,
     State,
     VoiceGateway,
+    Welcomed,
 )
+from shared.protocol.voice_messages import MAX_BINARY_BYTES, Opcode
 
 SESSION_ID = "5e551011c0ffee00"
 TOKEN = "70ce170ce170ce17"
@@ -57,7 +67,13 @@ REQUEST: dict[str, Any] = {"op": 3, "d": {"t": 5}}
 CLIENTS: dict[str, Any] = {"op": 11, "d": {"user_ids": ["1", "22"]}, "seq": 1}
 LEFT: dict[str, Any] = {"op": 13, "d": {"user_id": "22"}, "seq": 2}
 SPEAKING: dict[str, Any] = {"op": 5, "d": {"speaking": 1, "ssrc": 99, "user_id": "22"}, "seq": 3}
-UNKNOWN: dict[str, Any] = {"op": 18, "d": {"user_id": "22", "flags": None}, "seq": 4}
+FLAGS: dict[str, Any] = {"op": 18, "d": {"user_id": "22", "flags": None}, "seq": 4}
+UPDATE: dict[str, Any] = {"op": 14, "d": {"audio_codec": "opus", "video_codec": "H264", "media_session_id": "5e55"}}
+BACKEND: dict[str, Any] = {"op": 16, "d": {"voice": "0.11.0", "rtc_worker": "0.4.11"}}
+PREPARE: dict[str, Any] = {"op": 21, "d": {"transition_id": 7, "protocol_version": 1}, "seq": 5}
+EXECUTE: dict[str, Any] = {"op": 22, "d": {"transition_id": 7}, "seq": 6}
+EPOCH: dict[str, Any] = {"op": 24, "d": {"epoch": 1, "protocol_version": 1}, "seq": 7}
+UNKNOWN: dict[str, Any] = {"op": 250, "d": {"user_id": "22"}, "seq": 8}
 
 MESSAGES = {
     "hello": HELLO,
@@ -69,7 +85,24 @@ MESSAGES = {
     "clients": CLIENTS,
     "left": LEFT,
     "speaking": SPEAKING,
+    "flags": FLAGS,
+    "update": UPDATE,
+    "backend": BACKEND,
+    "prepare": PREPARE,
+    "execute": EXECUTE,
+    "epoch": EPOCH,
     "unknown": UNKNOWN,
+}
+BINARY_MESSAGES: dict[bytes, list[Event]] = {
+    b"\x00\x01\x19sender": [ExternalSender(b"sender")],
+    b"\x00\x02\x1b\x00proposals": [Proposals(b"\x00proposals")],
+    b"\x00\x03\x1b\x01": [Proposals(b"\x01")],
+    b"\x00\x04\x1d\x01\x02commit": [CommitAnnounced(0x0102, b"commit")],
+    b"\x00\x05\x1d\x00\x00": [CommitAnnounced(0, b"")],
+    b"\x00\x06\x1e\xff\xffwelcome": [Welcomed(65535, b"welcome")],
+    b"\x00\x07\x1a": [],
+    b"\x00\x08\x1cours": [],
+    b"\x00\x09\xfaunknown": [],
 }
 OPEN_STATES = (State.IDENTIFYING, State.RESUMING, State.READY, State.SELECTING, State.ESTABLISHED)
 ALLOWED = {
@@ -86,12 +119,14 @@ def feed(machine: VoiceGateway, message: dict[str, Any]) -> list[Event]:
 
 def sent(machine: VoiceGateway) -> list[dict[str, Any]]:
     """Take what the machine wants sent."""
-    return [json.loads(text) for text in machine.data_to_send()]
+    messages = machine.data_to_send()
+    assert not any(isinstance(message, bytes) for message in messages)
+    return [json.loads(message) for message in messages]
 
 
-def machine_in(state: State) -> VoiceGateway:
+def machine_in(state: State, version: int = 8) -> VoiceGateway:
     """Bring a machine into a state by the way a session takes; nothing is left in its queue."""
-    machine = VoiceGateway(CREDENTIALS)
+    machine = VoiceGateway(CREDENTIALS, version=version)
     steps: list[tuple[State, Callable[[], object]]] = [
         (State.NEW, lambda: None),
         (State.IDENTIFYING, machine.connected),
@@ -112,7 +147,7 @@ def machine_in(state: State) -> VoiceGateway:
 
 def test_the_whole_handshake() -> None:
     """Identify, Ready, Select Protocol, Session Description, Speaking: each side says its words once."""
-    machine = VoiceGateway(CREDENTIALS, max_dave_protocol_version=1)
+    machine = VoiceGateway(CREDENTIALS)
     machine.connected()
     assert sent(machine) == [
         {
@@ -179,14 +214,17 @@ def test_every_message_in_every_state(state: State, name: str) -> None:
 
 
 @pytest.mark.parametrize("state", list(State))
-def test_binary_messages_in_every_state(state: State) -> None:
-    """Binary messages mean nothing yet but their seq, and nothing at all without a connection."""
+@pytest.mark.parametrize("data", BINARY_MESSAGES)
+def test_every_binary_message_in_every_state(state: State, data: bytes) -> None:
+    """The group's messages come at any time, and not at all without a connection."""
     machine = machine_in(state)
     if state in OPEN_STATES:
-        assert machine.receive_binary(b"\x00\x01\x19rest") == []
+        assert machine.receive_binary(data) == BINARY_MESSAGES[data]
+        assert machine.state is state
         return
-    with pytest.raises(ProtocolError):
-        machine.receive_binary(b"\x00\x01\x19rest")
+    with pytest.raises(ProtocolError, match=str(data[2])):
+        machine.receive_binary(data)
+    assert machine.data_to_send() == []
 
 
 CALLS: dict[str, tuple[Callable[[VoiceGateway], object], tuple[State, ...]]] = {
@@ -194,6 +232,11 @@ CALLS: dict[str, tuple[Callable[[VoiceGateway], object], tuple[State, ...]]] = {
     "select_protocol": (lambda machine: machine.select_protocol("198.51.100.7", 1, MODES[0]), (State.READY,)),
     "heartbeat": (lambda machine: machine.heartbeat(1), OPEN_STATES),
     "speaking": (lambda machine: machine.speaking(1), (State.ESTABLISHED,)),
+    "request_backend_version": (lambda machine: machine.request_backend_version(), OPEN_STATES),
+    "key_package": (lambda machine: machine.key_package(b"k"), OPEN_STATES),
+    "commit_welcome": (lambda machine: machine.commit_welcome(b"c"), OPEN_STATES),
+    "transition_ready": (lambda machine: machine.transition_ready(1), OPEN_STATES),
+    "invalid_commit_welcome": (lambda machine: machine.invalid_commit_welcome(1), OPEN_STATES),
 }
 
 
@@ -353,6 +396,170 @@ def test_a_description_without_dave_means_none() -> None:
     assert feed(machine, {"op": 4, "d": d}) == [SessionDescription(MODES[0], KEY, 0)]
 
 
+@pytest.mark.parametrize("version", [3, 9, 0, -1])
+def test_another_version_is_refused(version: int) -> None:
+    """Versions below 4 are gone, 9 is not official."""
+    with pytest.raises(ValueError, match=str(version)):
+        VoiceGateway(CREDENTIALS, version=version)
+
+
+@pytest.mark.parametrize("version", [4, 5, 6, 7])
+def test_before_version_8_nothing_is_numbered(version: int) -> None:
+    """Heartbeat and its answer are bare numbers, Resume and binary messages have no seq, and one in JSON is ignored."""
+    machine = machine_in(State.ESTABLISHED, version)
+    assert machine.version == version
+    machine.heartbeat(1000)
+    assert sent(machine) == [{"op": 3, "d": 1000}]
+    assert feed(machine, REQUEST) == []
+    assert sent(machine) == [{"op": 3, "d": 1001}]
+    with pytest.raises(ProtocolError, match="op 6"):
+        feed(machine, ACK)
+    assert feed(machine, {"op": 6, "d": 1000}) == [HeartbeatAcked(1000)]
+    assert feed(machine, CLIENTS) == [ClientsConnected(("1", "22"))]
+    assert machine.receive_binary(b"\x1b\x00body") == [Proposals(b"\x00body")]
+    with pytest.raises(ProtocolError):
+        machine.receive_binary(b"")
+    machine.disconnected(None)
+    machine.connected()
+    assert sent(machine) == [
+        {"op": 7, "d": {"server_id": CREDENTIALS.guild_id, "session_id": SESSION_ID, "token": TOKEN}}
+    ]
+    feed(machine, RESUMED)
+    assert feed(machine, CLIENTS) == [ClientsConnected(("1", "22"))]
+
+
+def test_a_bare_number_is_no_heartbeat_ack_on_version_8() -> None:
+    """From version 8 on the answer is an object."""
+    machine = machine_in(State.ESTABLISHED)
+    machine.heartbeat(1000)
+    with pytest.raises(ProtocolError, match="op 6"):
+        feed(machine, {"op": 6, "d": 1000})
+
+
+def test_a_replay_that_begins_one_early_is_told_once() -> None:
+    """The message from which the session was resumed is dropped when it comes again; the next one is not."""
+    machine = machine_in(State.ESTABLISHED)
+    machine.receive_binary(b"\x00\x00\x1d\x00\x01commit")
+    machine.disconnected(None)
+    machine.connected()
+    feed(machine, RESUMED)
+    assert machine.receive_binary(b"\x00\x00\x1d\x00\x01commit") == []
+    assert machine.receive_binary(b"\x00\x01\x1d\x00\x02commit") == [CommitAnnounced(2, b"commit")]
+    assert machine.receive_binary(b"\x00\x00\x1d\x00\x01commit") == [CommitAnnounced(1, b"commit")]
+
+
+def test_a_replay_over_the_wrap_is_told() -> None:
+    """After 65535 comes 0: a smaller number is no older message."""
+    machine = machine_in(State.ESTABLISHED)
+    machine.receive_binary(b"\xff\xff\x1b\x00")
+    machine.disconnected(None)
+    machine.connected()
+    assert sent(machine)[0]["d"]["seq_ack"] == 65535
+    feed(machine, RESUMED)
+    assert feed(machine, LEFT | {"seq": 0}) == [ClientDisconnected("22")]
+
+
+def test_the_backend_version_is_asked_for_once() -> None:
+    """One question per session, over all its WebSockets; a new session asks again."""
+    machine = machine_in(State.ESTABLISHED)
+    machine.request_backend_version()
+    machine.request_backend_version()
+    assert sent(machine) == [{"op": 16, "d": {}}]
+    assert feed(machine, BACKEND) == [BackendVersion("0.11.0", "0.4.11")]
+    machine.disconnected(None)
+    machine.connected()
+    machine.data_to_send()
+    machine.request_backend_version()
+    assert sent(machine) == []
+    machine.disconnected(4006)
+    machine.connected()
+    machine.data_to_send()
+    machine.request_backend_version()
+    assert sent(machine) == [{"op": 16, "d": {}}]
+
+
+@pytest.mark.parametrize(("version", "asked"), [(4, 0), (5, 0), (6, 1), (7, 1)])
+def test_an_old_server_is_not_asked_for_its_version(version: int, asked: int) -> None:
+    """Before version 6 the question would be an unknown opcode, and close the connection."""
+    machine = machine_in(State.ESTABLISHED, version)
+    machine.request_backend_version()
+    assert len(sent(machine)) == asked
+
+
+def test_end_to_end_encryption_is_told_and_answered() -> None:
+    """Transitions and epochs are text, key packages and commits binary without a number."""
+    machine = machine_in(State.ESTABLISHED)
+    assert feed(machine, PREPARE) == [PrepareTransition(7, 1)]
+    assert feed(machine, EXECUTE) == [ExecuteTransition(7)]
+    assert feed(machine, EPOCH) == [PrepareEpoch(1, 1)]
+    machine.key_package(b"package")
+    machine.commit_welcome(b"commit")
+    machine.transition_ready(7)
+    machine.invalid_commit_welcome(8)
+    first, second, *rest = machine.data_to_send()
+    assert (first, second) == (b"\x1apackage", b"\x1ccommit")
+    assert [json.loads(text) for text in rest] == [
+        {"op": 23, "d": {"transition_id": 7}},
+        {"op": 31, "d": {"transition_id": 8}},
+    ]
+
+
+@pytest.mark.parametrize("op", [25, 26, 27, 28, 29, 30])
+def test_a_binary_opcode_in_text_is_refused(op: int) -> None:
+    """Messages of the group never come as JSON; the number of such a one counts as seen."""
+    machine = machine_in(State.ESTABLISHED)
+    with pytest.raises(ProtocolError, match=f"op {op} .* text frame"):
+        feed(machine, {"op": op, "d": {"transition_id": 1}, "seq": 9})
+    machine.heartbeat(1)
+    assert sent(machine)[0]["d"]["seq_ack"] == 9
+
+
+@pytest.mark.parametrize("op", sorted(set(Opcode) - {25, 26, 27, 28, 29, 30}))
+def test_a_text_opcode_in_binary_is_refused(op: int) -> None:
+    """What is JSON never comes as binary; the number of such a one counts as seen."""
+    machine = machine_in(State.ESTABLISHED)
+    with pytest.raises(ProtocolError, match=f"op {int(op)} .* binary frame"):
+        machine.receive_binary(b"\x00\x09" + bytes([op]) + b"{}")
+    machine.heartbeat(1)
+    assert sent(machine)[0]["d"]["seq_ack"] == 9
+
+
+@pytest.mark.parametrize("data", [b"\x00\x01\x1b", b"\x00\x01\x1d", b"\x00\x01\x1d\x00", b"\x00\x01\x1e\x00"])
+def test_a_binary_message_shorter_than_its_framing_is_refused(data: bytes) -> None:
+    """Proposals begin with their operation, commits and welcomes with a transition id."""
+    with pytest.raises(ProtocolError, match=f"op {data[2]}"):
+        machine_in(State.ESTABLISHED).receive_binary(data)
+
+
+def test_a_binary_message_beyond_all_measure_is_refused() -> None:
+    """The largest that is looked at is a constant."""
+    machine = machine_in(State.ESTABLISHED)
+    largest = b"\x00\x01\x19".ljust(MAX_BINARY_BYTES, b"\x00")
+    assert machine.receive_binary(largest) == [ExternalSender(largest[3:])]
+    with pytest.raises(ProtocolError, match=str(MAX_BINARY_BYTES)):
+        machine.receive_binary(largest + b"\x00")
+
+
+def test_a_channel_full_of_members_is_told() -> None:
+    """A stage announces thousands at once."""
+    users = [str(10**17 + number) for number in range(5_000)]
+    assert feed(machine_in(State.ESTABLISHED), {"op": 11, "d": {"user_ids": users}}) == [ClientsConnected(tuple(users))]
+
+
+def test_a_session_update_tells_what_changed() -> None:
+    """What the server leaves out is None."""
+    machine = machine_in(State.ESTABLISHED)
+    assert feed(machine, UPDATE) == [SessionUpdated("opus", "H264", "5e55")]
+    assert feed(machine, {"op": 14, "d": {"keyframe_interval": 1}}) == [SessionUpdated(None, None, None)]
+
+
+@pytest.mark.parametrize("op", [10, 12, 15, 17, 18, 19, 20, 32])
+@pytest.mark.parametrize("d", [None, [], 5, {"user_id": 3}, {"any": 100, "pixelCounts": {"1": None}}])
+def test_what_matters_to_video_only_is_ignored_in_any_form(op: int, d: object) -> None:
+    """Video, sink wants, flags and platforms are not looked into, so that none can break a voice connection."""
+    assert feed(machine_in(State.ESTABLISHED), {"op": op, "d": d, "seq": 1}) == []
+
+
 def test_members_are_told() -> None:
     """Who is there, who left, and whose SSRC is which."""
     machine = machine_in(State.ESTABLISHED)
@@ -392,6 +599,14 @@ WRONG_FIELDS: list[tuple[State, dict[str, Any], str, list[Any]]] = [
     (State.ESTABLISHED, SPEAKING, "user_id", [None, 22, "absent"]),
     (State.ESTABLISHED, SPEAKING, "ssrc", [None, "99", -1, 2**32, "absent"]),
     (State.ESTABLISHED, SPEAKING, "speaking", [None, True, "1", -1, "absent"]),
+    (State.ESTABLISHED, UPDATE, "audio_codec", [1, []]),
+    (State.ESTABLISHED, BACKEND, "voice", [None, 1, "absent"]),
+    (State.ESTABLISHED, BACKEND, "rtc_worker", [None, 1, "absent"]),
+    (State.ESTABLISHED, PREPARE, "transition_id", [None, "7", -1, 2**16, "absent"]),
+    (State.ESTABLISHED, PREPARE, "protocol_version", [None, "1", -1, "absent"]),
+    (State.ESTABLISHED, EXECUTE, "transition_id", [None, "7", -1, 2**16, "absent"]),
+    (State.ESTABLISHED, EPOCH, "epoch", [None, "1", -1, "absent"]),
+    (State.ESTABLISHED, EPOCH, "protocol_version", [None, "1", -1, "absent"]),
 ]
 
 

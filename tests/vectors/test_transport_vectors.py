@@ -2,96 +2,147 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shared.errors import MalformedPacket
 from shared.protocol import ip_discovery
-from shared.protocol.rtp import Kind, classify, parse_header
+from shared.protocol.rtp import (
+    HEADER_BYTES,
+    Kind,
+    audio_level,
+    classify,
+    extension_elements,
+    parse_header,
+    speaking_flags,
+    split_packet,
+)
 from shared.protocol.transport_crypto import (
-    AES_GCM,
-    NONCE_SUFFIX_BYTES,
-    TAG_BYTES,
-    XCHACHA,
-    new_sealer,
-    nonce_bytes,
+    MODES,
+    XSALSA_SUFFIX,
     open_packet,
+    open_rtcp,
+    open_rtp,
     seal_packet,
+    seal_rtcp,
+    suffix_bytes,
 )
+from tests.sealed_row import SealedRow
+from tests.vectors.vectors import KEY, VECTORS
 
-VECTORS: dict[str, Any] = json.loads(Path(__file__).with_name("transport-vectors.json").read_text())
-KEY = bytes.fromhex(VECTORS["key_hex"])
 CONTROL: dict[str, Any] = VECTORS["udp_control"]
-
-rtp_vectors = pytest.mark.parametrize(
-    "vector", [pytest.param(v, id=f"{v['mode']}-{v['case']}") for v in VECTORS["transport_rtp"]]
-)
+RTP: list[dict[str, Any]] = VECTORS["transport_rtp"]
 
 
-def seal_fast(mode: str, packets: list[tuple[int, bytes, bytes]]) -> list[bytes]:
-    """Seal (counter, header, frame) one after the other with one sealer, in place, as the row builder does."""
-    seal = new_sealer(mode, KEY)
-    nonce = bytearray(nonce_bytes(mode))
-    sealed = []
-    for counter, header, frame in packets:
-        suffix = counter.to_bytes(NONCE_SUFFIX_BYTES, "big")
-        nonce[:NONCE_SUFFIX_BYTES] = suffix
-        body = len(header)
-        row = bytearray(body + len(frame) + TAG_BYTES + NONCE_SUFFIX_BYTES)
-        row[:body] = header
-        row[-NONCE_SUFFIX_BYTES:] = suffix
-        view = memoryview(row)
-        seal(nonce, frame, view[:body], view[body : len(row) - NONCE_SUFFIX_BYTES])
-        sealed.append(bytes(row))
-    return sealed
+def ids(vectors: list[dict[str, Any]]) -> list[Any]:
+    return [pytest.param(vector, id=f"{vector['mode']}-{vector['case']}") for vector in vectors]
+
+
+rtp_vectors = pytest.mark.parametrize("vector", ids(RTP))
+rtcp_vectors = pytest.mark.parametrize("vector", ids(VECTORS["transport_rtcp"]))
+
+
+def counter_of(vector: dict[str, Any]) -> int:
+    """The counter of a vector; a nonce of 24 bytes on the wire is one, too, only longer."""
+    if vector["mode"] == XSALSA_SUFFIX:
+        return int(vector["nonce_wire_hex"], 16)
+    return vector["nonce_counter"] or 0
+
+
+def clear_header(vector: dict[str, Any]) -> bytes:
+    return bytes.fromhex(vector["clear_header_hex"])
+
+
+def test_every_mode_has_its_five_cases() -> None:
+    """None of the seven modes goes without vectors."""
+    cases = {"basic", "wrap_edge_silence", "extension", "extension_padding", "csrc_extension"}
+    assert {mode: {vector["case"] for vector in RTP if vector["mode"] == mode} for mode in MODES} == dict.fromkeys(
+        MODES, cases
+    )
 
 
 @rtp_vectors
 def test_seal_packet_gives_the_vector(vector: dict[str, Any]) -> None:
-    """The simple path gives the packet of the vector, byte for byte."""
+    """Sealing gives the packet of the vector, byte for byte."""
     packet = seal_packet(
         vector["mode"],
         KEY,
         bytes.fromhex(vector["clear_header_hex"]),
         bytes.fromhex(vector["plaintext_hex"]),
-        vector["nonce_counter"],
+        counter_of(vector),
     )
     assert packet.hex() == vector["packet_hex"]
 
 
 @rtp_vectors
-def test_the_fast_sealer_gives_the_vector(vector: dict[str, Any]) -> None:
-    """The fast path gives the packet of the vector, byte for byte, into a buffer that already holds the header."""
-    header = bytes.fromhex(vector["clear_header_hex"])
-    frame = bytes.fromhex(vector["plaintext_hex"])
-    [packet] = seal_fast(vector["mode"], [(vector["nonce_counter"], header, frame)])
+def test_a_whole_header_is_cut_where_the_mode_says(vector: dict[str, Any]) -> None:
+    """Given CSRC list and extension word as header, each mode leaves clear what is its own to leave clear."""
+    whole = bytes.fromhex(vector["clear_header_hex"] + vector["plaintext_hex"])
+    clear_bytes = parse_header(whole).clear_bytes
+    packet = seal_packet(vector["mode"], KEY, whole[:clear_bytes], whole[clear_bytes:], counter_of(vector))
     assert packet.hex() == vector["packet_hex"]
+
+
+@pytest.mark.parametrize("vector", ids([vector for vector in RTP if len(clear_header(vector)) == HEADER_BYTES]))
+def test_the_second_packet_made_in_place_is_the_vector(vector: dict[str, Any]) -> None:
+    """On memory that stays where it is: first the packet before the vector's, then the vector, byte for byte."""
+    mode, header, frame = vector["mode"], clear_header(vector), bytes.fromhex(vector["plaintext_hex"])
+    header_before = header[:2] + (int.from_bytes(header[2:4], "big") - 1).to_bytes(2, "big") + header[4:]
+    nonce = bytes.fromhex(vector["nonce_full_hex"])
+    nonce_before = (int.from_bytes(nonce[:4], "big") - 1).to_bytes(4, "big") + nonce[4:]
+    row = SealedRow(mode, KEY, nonce_before)
+    first = row.seal(header_before, frame)
+    row.count()
+    second = row.seal(header, frame)
+    assert first == seal_packet(
+        mode, KEY, header_before, frame, int.from_bytes(nonce_before[: suffix_bytes(mode)], "big")
+    )
+    assert second.hex() == vector["packet_hex"]
+    assert open_packet(mode, KEY, first) == open_packet(mode, KEY, second)
+    assert first[HEADER_BYTES:] != second[HEADER_BYTES:]
 
 
 @rtp_vectors
 def test_a_vector_opens_to_its_payload(vector: dict[str, Any]) -> None:
-    """Opening drops extension elements and padding and leaves the payload of the vector."""
+    """Opening drops CSRC list, extension elements and padding and leaves the payload of the vector."""
     packet = bytes.fromhex(vector["packet_hex"])
     assert classify(packet) is Kind.AUDIO
-    assert parse_header(packet).clear_bytes == len(vector["clear_header_hex"]) // 2
-    assert open_packet(vector["mode"], KEY, packet).hex() == vector["payload_after_decrypt_hex"]
+    opened = open_rtp(vector["mode"], KEY, packet)
+    assert opened.payload.hex() == vector["payload_after_decrypt_hex"]
+    assert opened.extension.hex() == (vector["extension_elements_hex"] or "")
+    assert open_packet(vector["mode"], KEY, packet) == opened.payload
 
 
-@pytest.mark.parametrize("mode", [AES_GCM, XCHACHA])
-def test_two_packets_in_a_row_use_two_nonces(mode: str) -> None:
-    """Two packets in a row are the two of the vectors, and the same frame never looks the same twice."""
-    basic = next(v for v in VECTORS["transport_rtp"] if v["mode"] == mode and v["case"] == "basic")
-    header, frame = bytes.fromhex(basic["clear_header_hex"]), bytes.fromhex(basic["plaintext_hex"])
-    first, second = seal_fast(mode, [(1, header, frame), (2, header, frame)])
-    assert first.hex() == basic["packet_hex"]
-    assert second == seal_packet(mode, KEY, header, frame, 2)
-    assert second[-NONCE_SUFFIX_BYTES:].hex() == "00000002"
-    body = slice(len(header), -NONCE_SUFFIX_BYTES)
-    assert first[body] != second[body]
-    assert open_packet(mode, KEY, second) == frame
+@rtp_vectors
+def test_extension_elements_of_a_vector_are_told(vector: dict[str, Any]) -> None:
+    """The elements of the vectors are a level with voice, and the speaker byte of a microphone."""
+    elements = extension_elements(open_rtp(vector["mode"], KEY, bytes.fromhex(vector["packet_hex"])))
+    if vector["extension_elements_hex"] is None:
+        assert elements == {}
+        return
+    assert elements == {1: b"\xb2", 9: b"\x02"}
+    assert audio_level(elements) == (0x32, True)
+    assert speaking_flags(elements) == 1
+
+
+@rtp_vectors
+def test_a_vector_cut_anywhere_is_malformed(vector: dict[str, Any]) -> None:
+    """No part of a packet opens."""
+    packet = bytes.fromhex(vector["packet_hex"])
+    for size in range(len(packet)):
+        with pytest.raises(MalformedPacket):
+            open_packet(vector["mode"], KEY, packet[:size])
+
+
+@rtcp_vectors
+def test_rtcp_gives_the_vector_and_opens_to_it(vector: dict[str, Any]) -> None:
+    """Reports are sealed and opened byte for byte."""
+    plain, packet = bytes.fromhex(vector["plain_packet_hex"]), bytes.fromhex(vector["packet_hex"])
+    counter = int(vector["nonce_full_hex"][:8], 16)
+    assert seal_rtcp(vector["mode"], KEY, plain, counter).hex() == vector["packet_hex"]
+    assert open_rtcp(vector["mode"], KEY, packet) == plain
+    assert classify(packet) is Kind.RTCP
 
 
 @pytest.mark.parametrize("vector", VECTORS["must_fail"], ids=lambda v: v["why"])
@@ -121,3 +172,10 @@ def test_keepalives_count_little_endian() -> None:
 def test_a_ping_response_is_control() -> None:
     """An answer to the official client's UDP ping is no audio."""
     assert classify(bytes.fromhex(CONTROL["udp_ping_response_hex"])) is Kind.CONTROL
+
+
+@pytest.mark.parametrize(("flags", "speaker"), CONTROL["speaking_ext_map"].items())
+def test_the_speaker_byte_is_read_back_into_its_flags(flags: str, speaker: int) -> None:
+    """Every combination of flags but none, which stands for the microphone."""
+    packet = bytes.fromhex("9078123400abcdefdeadbeefbede0001") + bytes([0x90, speaker, 0, 0])
+    assert speaking_flags(extension_elements(split_packet(packet))) == (int(flags) or 1)

@@ -9,12 +9,12 @@ from shared import process
 from shared.clock import CommonClock, LocalClock, unix_ms
 from shared.errors import GuildcastError, StoreError
 from shared.logs import get_logger
-from shared.schema.event import Event
+from shared.schema.event import broadcast_event
 from shared.schema.records import BroadcastState, BroadcastStatus, SourceWant, WorkerRecord, WorkerStats
 from shared.settings import Settings, parse_clock_error
-from shared.store import time_sync
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
+from shared.store.time_sync import TimeSync
 from worker.encode.publish import Publisher
 from worker.encode.run import SourceRun
 from worker.membership import RENEW_EVERY_MS, Membership
@@ -50,11 +50,12 @@ class EncodeWorker:
         try:
             if not await reach(self._store, stop):
                 return
-            await time_sync.synchronise(self._store, self._clock)
+            time_sync = TimeSync(self._store, self._keys, self._clock)
+            await time_sync.synchronise()
             await self._membership.join()
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(time_sync.follow(self._store, self._clock), name="clock"),
+                    group.create_task(time_sync.follow(), name="clock"),
                     group.create_task(self._reconcile_for_ever(), name="want"),
                     group.create_task(self._reporter.run(), name="reporter"),
                     group.create_task(self._beat(), name="beat"),
@@ -106,31 +107,15 @@ class EncodeWorker:
         task.add_done_callback(self._ending.discard)
 
     def _tell(self, run: SourceRun, state: BroadcastState, reason: str, error: GuildcastError | None) -> None:
-        spec, at = run.want.spec, unix_ms()
-        code = str(error.code) if error else ""
-        message = error.message if error else ""
-        self._reporter.tell(
-            self._keys.broadcast(spec.broadcast),
-            run.want.generation,
-            BroadcastStatus(
-                state=state,
-                at=at,
-                worker=self._membership.id,
-                epoch_us=run.epoch_us,
-                encodes=run.encodes,
-                code=code,
-                message=message,
-            ),
-            Event(
-                type=f"broadcast.{state}",  # type: ignore[arg-type]
-                at=at,
-                job=spec.job,
-                broadcast=spec.broadcast,
-                run=spec.run,
-                worker=self._membership.id,
-                generation=run.want.generation,
-                code=code,
-                message=message,
-                reason=reason,
-            ),
+        spec, generation, worker = run.want.spec, run.want.generation, self._membership.id
+        status = BroadcastStatus(
+            state=state,
+            at=unix_ms(),
+            worker=worker,
+            epoch_us=run.epoch_us,
+            encodes=run.encodes,
+            code=str(error.code) if error else "",
+            message=error.message if error else "",
         )
+        event = broadcast_event(spec, status, worker=worker, generation=generation, reason=reason)
+        self._reporter.tell(self._keys.broadcast(spec.broadcast), generation, status, event)

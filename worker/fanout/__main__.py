@@ -12,12 +12,14 @@ from shared.schema.records import WorkerRecord
 from shared.settings import Settings
 from worker.fanout.app import FanoutWorker, capacity_within
 from worker.identity import host_name, read_identity
+from worker.voice.library_log import LibraryLog
 
 
 def main() -> None:
     identity = read_identity(sys.argv[1:])
     die_with_parent(identity.parent, signal.SIGTERM)
     files = raise_file_limit()
+    LibraryLog("dave").install()
 
     async def work(settings: Settings, stop: asyncio.Event) -> None:
         capacity = capacity_within(files, settings.worker_capacity)

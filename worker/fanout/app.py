@@ -9,16 +9,16 @@ import time
 
 import aiohttp
 
-from shared.clock import NS_PER_MS, NS_PER_S, CommonClock, LocalClock, unix_ms
-from shared.errors import ErrorCode, GuildcastError, SourceError, StoreError, VoiceClosed
+from shared.clock import NS_PER_MS, NS_PER_S, CommonClock, LocalClock
+from shared.errors import ErrorCode, SourceError, StoreError
 from shared.logs import get_logger
-from shared.schema.event import Event
-from shared.schema.records import GuildState, GuildStatus, GuildWant, WorkerRecord, WorkerStats
+from shared.schema.event import EventType, guild_event
+from shared.schema.records import GuildStatus, GuildWant, WorkerRecord, WorkerStats
 from shared.seal import VoiceSeal
 from shared.settings import Settings, parse_clock_error
-from shared.store import time_sync
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
+from shared.store.time_sync import TimeSync
 from worker.fanout.build import Builder, Lane
 from worker.fanout.grid import TICK_NS, tick_at
 from worker.fanout.guild import GuildSession
@@ -28,7 +28,8 @@ from worker.fanout.sending import SenderProcess
 from worker.fanout.sockets import SocketPool
 from worker.membership import LEASE_MS, RENEW_EVERY_MS, Membership
 from worker.reporter import Reporter
-from worker.voice.connection import Turns
+from worker.voice.commons import VoiceShared
+from worker.voice.turns import Turns
 
 AHEAD_TICKS = 4
 """Packets are built 60 to 80 ms before they leave."""
@@ -36,7 +37,8 @@ LATE_NS = (AHEAD_TICKS - 1) * TICK_NS
 """A pace that was held up for longer misses ticks."""
 _PAST_THE_TICK_NS = NS_PER_MS
 """The loop's timers count whole milliseconds and wake early: aimed at the tick itself, they would spin up to it."""
-HANDSHAKES_APART_S = 0.010
+SPARE_NS_PER_TICK = 10 * NS_PER_MS
+"""Half of a core at most goes into handshakes and encrypted groups."""
 _BEAT_TICKS = RENEW_EVERY_MS * NS_PER_MS // TICK_NS
 _GC_THRESHOLDS = (20_000, 20, 50)
 """Connections live long and packets leave no garbage: collect rarely."""
@@ -77,14 +79,14 @@ class FanoutWorker:
             per_guild=settings.udp_sockets == "per-guild",
             on_new=self._sender.add_socket,
         )
-        self._tls = ssl.create_default_context()
+        tls = ssl.create_default_context()
         if settings.tls_ca_file is not None:
-            self._tls.load_verify_locations(settings.tls_ca_file)
-        self._turns = Turns(HANDSHAKES_APART_S)
+            tls.load_verify_locations(settings.tls_ca_file)
         self._seal = VoiceSeal(settings.seal_key.get_secret_value() if settings.seal_key else None)
-        self._http = aiohttp.ClientSession(
+        http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
         )
+        self._voice = VoiceShared(http, tls, Turns(SPARE_NS_PER_TICK))
         self._wants: dict[str, GuildWant] = {}
         self._sessions: dict[str, GuildSession] = {}
         self._changing: set[str] = set()
@@ -104,7 +106,8 @@ class FanoutWorker:
         try:
             if not await reach(self._store, stop):
                 return
-            await time_sync.synchronise(self._store, self._clock)
+            time_sync = TimeSync(self._store, self._keys, self._clock)
+            await time_sync.synchronise()
             self._table.head[CLOCK_OFFSET_NS] = self._clock.offset_ns()
             await self._sender.start()
             await self._membership.join()
@@ -112,7 +115,7 @@ class FanoutWorker:
                 pace = group.create_task(self._pace(), name="pace")
                 reporting = group.create_task(self._reporter.run(), name="reporter")
                 others = [
-                    group.create_task(time_sync.follow(self._store, self._clock), name="clock"),
+                    group.create_task(time_sync.follow(), name="clock"),
                     group.create_task(self._reconcile_for_ever(), name="want"),
                     group.create_task(self._sender.watch(), name="sender"),
                 ]
@@ -147,7 +150,7 @@ class FanoutWorker:
             await programme.close()
         await self._sender.stop()
         self._sockets.close()
-        await self._http.close()
+        await self._voice.http.close()
         await self._frames.close()
         await self._store.close()
         self._table.close()
@@ -172,6 +175,7 @@ class FanoutWorker:
             due = tick_at(now_ns)
             if not self._held_back:
                 self._build_until(due)
+            self._voice.turns.refill()
             if due >= beat_at_tick:
                 beat_at_tick = due + _BEAT_TICKS
                 self._membership.beat(self._headroom(), self._stats())
@@ -193,14 +197,13 @@ class FanoutWorker:
                     self._tell_change(programme)
 
     def _tell_change(self, programme: Programme) -> None:
-        state: GuildState = "playing" if programme.state == "playing" else "idle"
         error = None
         if programme.state == "starved":
             get_logger().warning("ring.underran", broadcast=programme.broadcast, run=programme.run)
             error = SourceError("no frames come from the encoder", code=ErrorCode.SOURCE_STALLED)
         for session in self._sessions.values():
-            if session.row is not None and session.want.spec.broadcast == programme.broadcast:
-                session.tell(state, error)
+            if session.want.spec.broadcast == programme.broadcast:
+                session.tell_how_it_is(error)
 
     def _renew_session_of(self, row: int) -> None:
         for key, session in list(self._sessions.items()):
@@ -211,7 +214,7 @@ class FanoutWorker:
         return max(0, self._capacity - len(self._sessions) - len(self._ending))
 
     def _stats(self) -> WorkerStats:
-        counters = self._table.counters
+        counters, voice = self._table.counters, self._voice.counters
         return WorkerStats(
             at_ns=time.monotonic_ns(),
             guilds=sum(session.row is not None for session in self._sessions.values()),
@@ -219,6 +222,12 @@ class FanoutWorker:
             packets_dropped=int(counters[DROPPED]),
             ticks_skipped=self._ticks_skipped + int(counters[SKIPPED]),
             underruns=sum(programme.underruns for programme in self._programmes.values()),
+            dave_epochs=voice.epochs,
+            dave_failures=voice.failures,
+            dave_downgrades=voice.downgrades,
+            dave_ready_ms_max=voice.ready_ms_max,
+            clear_frames_refused=self._builder.unprotected,
+            messages_malformed=voice.malformed_messages,
             lateness_p999_us=lateness_quantile_us(self._table.lateness, 0.999),
             cpu_ns=time.process_time_ns() + int(counters[SENDER_CPU_NS]),
         )
@@ -285,9 +294,7 @@ class FanoutWorker:
             membership=self._membership,
             builder=self._builder,
             sockets=self._sockets,
-            http=self._http,
-            tls=self._tls,
-            turns=self._turns,
+            shared=self._voice,
             seal=self._seal,
             lane_of=self._lane_of,
             tell=self._tell,
@@ -317,38 +324,12 @@ class FanoutWorker:
         for programme, run in zip(programmes, runs, strict=True):
             programme.follow(int(run or 0))
 
-    def _tell(self, session: GuildSession, state: GuildState, error: GuildcastError | None) -> None:
-        spec, at = session.want.spec, unix_ms()
-        code = str(error.code) if error else ""
-        message = error.message if error else ""
-        close_code = error.close_code if isinstance(error, VoiceClosed) else None
-        self._reporter.tell(
-            self._keys.guild(spec.bot, spec.guild),
-            session.want.generation,
-            GuildStatus(
-                state=state,
-                at=at,
-                worker=self._membership.id,
-                slot=session.slot,
-                code=code,
-                message=message,
-                close_code=close_code,
-            ),
-            Event(
-                type=f"guild.{state}",  # type: ignore[arg-type]
-                at=at,
-                job=spec.job,
-                bot=spec.bot,
-                guild=spec.guild,
-                channel=spec.channel,
-                broadcast=spec.broadcast,
-                worker=self._membership.id,
-                generation=session.want.generation,
-                code=code,
-                message=message,
-                close_code=close_code,
-            ),
-        )
+    def _tell(self, session: GuildSession, status: GuildStatus, kind: EventType | None) -> None:
+        spec, generation = session.want.spec, session.want.generation
+        event = None
+        if kind is not None:
+            event = guild_event(spec, status, kind, worker=self._membership.id, generation=generation)
+        self._reporter.tell(self._keys.guild(spec.bot, spec.guild), generation, status, event)
 
 
 def capacity_within(files: int, wanted: int) -> int:

@@ -1,6 +1,7 @@
 """Builds the packets of a tick, ahead of time, straight into the shared rows.
 
-What is the same for many is done for all of them at once in numpy; per guild remains one encryption.
+What is the same for many is done for all of them at once in numpy; per guild remain its encryptions. A packet is made
+in a place of its own that stays in the cache, then all of a tick are copied into the shared rows.
 Building a tick creates nothing that outlives it. Source: design section 3, "Building"; RFC 3550 section 5.1.
 """
 
@@ -12,14 +13,16 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import ErrorCode, VoiceError
 from shared.protocol import rtp
-from shared.protocol.opus import FRAME_SAMPLES, SILENCE_FRAME
-from shared.protocol.transport_crypto import NONCE_SUFFIX_BYTES, TAG_BYTES, Seal, nonce_bytes
+from shared.protocol.opus import FRAME_SAMPLES, MAX_FRAME_BYTES, SILENCE_FRAME
+from shared.protocol.packet_seal import NULL, Encrypt, Pointer, encrypt_function, pointer
+from shared.protocol.transport_crypto import KEY_BYTES, NONCE_SUFFIX_BYTES, TAG_BYTES, suffix_bytes
 from worker.fanout.grid import SLOTS, choose_slot
 from worker.fanout.rows import ADDRESS_BYTES, HEAD, LAYOUT, PACKET_BYTES, RING_TICKS, RowTable
 
@@ -27,13 +30,26 @@ SILENCE_FRAMES = 5
 """Frames of silence before packets stop, so that receivers do not conceal the end as a loss."""
 _NONCE_FIELD_BYTES = 24
 _LAST_NONCE = 2**32 - 2**20
+_SUFFIX = np.arange(NONCE_SUFFIX_BYTES)
+_LONGEST_SUFFIX_BYTES = 24
 _REST_TICKS = 50
 """A row given back rests for a second, so that the sender cannot mix its old and its next connection."""
 
-_Work = tuple[Seal, memoryview, memoryview, int]
-"""Seal, nonce and header of one row, and where its ciphertext begins within one tick of the ring."""
 FrameAt = Callable[[int], bytes | None]
 """The frame that a lane plays at a tick, or None."""
+Protect = Callable[[bytes], bytes | None]
+"""End-to-end encryption of one frame; None when it failed."""
+
+
+class _Work(NamedTuple):
+    """What sealing the packets of one row takes."""
+
+    encrypt: Encrypt
+    out: Pointer
+    header: Pointer
+    nonce: Pointer
+    key: Pointer
+    protect: Protect | None
 
 
 @dataclass(slots=True)
@@ -44,7 +60,7 @@ class Target:
     remote: tuple[str, int]
     socket_number: int
     mode: str
-    seal: Seal
+    key: bytes = field(repr=False)
 
 
 @dataclass(eq=False)
@@ -62,7 +78,7 @@ class Lane:
     changed: bool = True
     numbers: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
     work: list[_Work] = field(default_factory=list)
-    """In the order of `numbers`: what sealing one packet of each row takes."""
+    """In the order of `numbers`."""
 
 
 class Builder:
@@ -74,12 +90,14 @@ class Builder:
     def __init__(self, table: RowTable) -> None:
         self._table = table
         rows = table.rows
-        self._work: list[_Work] = [_NO_WORK] * rows
-        self._memory = [memoryview(table.packets[ring].reshape(-1)) for ring in range(RING_TICKS)]
-        # Headers are made once per tick in a place of their own that stays in the cache, then copied into the packets.
-        self._headers = np.zeros((rows, rtp.HEADER_BYTES), np.uint8)
-        self._head = self._headers.reshape(-1).view(HEAD)
+        self._work: dict[int, _Work] = {}
+        self._modes: dict[int, str] = {}
+        self._protects: dict[int, Protect] = {}
+        self._packets = np.zeros((rows, PACKET_BYTES), np.uint8)
+        self._head = np.ndarray(rows, HEAD, self._packets, 0, (PACKET_BYTES,))
         self._nonces = np.zeros((rows, _NONCE_FIELD_BYTES), np.uint8)
+        self._keys = np.zeros((rows, KEY_BYTES), np.uint8)
+        self._suffix_bytes = np.zeros(rows, np.uint32)
         self._nonce_counters = self._nonces.view(">u4")[:, 0]
         self._sequences = np.zeros(rows, np.uint16)
         self._timestamp_bases = np.zeros(rows, np.uint32)
@@ -92,6 +110,8 @@ class Builder:
         self.lanes: list[Lane] = []
         self._leaving = Lane(frame_at=lambda _tick: None)
         self.last_tick = 0
+        self.unprotected = 0
+        """Frames that end-to-end encryption failed on: silence went out instead."""
 
     # rows come and go
 
@@ -125,20 +145,54 @@ class Builder:
         return row
 
     def _key(self, row: int, target: Target) -> None:
+        self._modes[row] = target.mode
+        self._suffix_bytes[row] = suffix_bytes(target.mode)
         self._nonces[row] = 0
-        nonce = memoryview(self._nonces[row])[: nonce_bytes(target.mode)]
-        header = memoryview(self._headers[row])
-        self._work[row] = (target.seal, nonce, header, row * PACKET_BYTES + rtp.HEADER_BYTES)
+        self._keys[row] = np.frombuffer(target.key, np.uint8, KEY_BYTES)
+        self._plan(row)
+
+    def _plan(self, row: int) -> None:
+        """Make ready what sealing a row's packets takes."""
+        header = pointer(self._packets[row])
+        self._work[row] = _Work(
+            encrypt_function(self._modes[row]),
+            header + rtp.HEADER_BYTES,
+            header,
+            pointer(self._nonces[row]),
+            pointer(self._keys[row]),
+            self._protects.get(row),
+        )
+        if row in self._lane_of:
+            self._lane_of[row].changed = True
+
+    def protect(self, row: int, protect: Protect | None) -> None:
+        """From the next tick built on, encrypt a row's frames end to end; None: send them as they are.
+
+        What is built in the clear and not sent yet is void, what is encrypted goes out: receivers keep the keys before
+        for 10 s. Silence frames are never encrypted, and a frame that cannot be is replaced by one.
+        """
+        before = self._protects.get(row)
+        if protect is before:
+            return
+        if protect is None:
+            del self._protects[row]
+        else:
+            self._protects[row] = protect
+            if before is None:
+                self._take_back(row)
+        self._plan(row)
 
     def rekey(self, row: int, target: Target) -> None:
         """Go on under a new transport key: what is built under the old one and not sent yet is void."""
+        self._take_back(row)
+        self._key(row, target)
+
+    def _take_back(self, row: int) -> None:
+        """Void what is built and not sent, and go on in its place."""
         voided = self._void(row)
         self._sequences[row] = (int(self._sequences[row]) - voided) % 2**16
         # Silence that was voided is owed again; a row that is on the air owes all of it anyway.
         self._owed_silence[row] = min(SILENCE_FRAMES, int(self._owed_silence[row]) + voided)
-        self._key(row, target)
-        if row in self._lane_of:
-            self._lane_of[row].changed = True
 
     def _void(self, row: int) -> int:
         """Take back what is built and not sent; returns how many packets.
@@ -182,7 +236,9 @@ class Builder:
         slot, number = self.slot_of(row), int(self._table.socket[row])
         self._slot_loads[slot] -= 1
         self._socket_slot_loads[number][slot] -= 1
-        self._work[row] = _NO_WORK
+        del self._work[row]
+        self._protects.pop(row, None)
+        self._keys[row] = 0
         self._table.active[row] = 0
         self._table.head[LAYOUT] += 1
         self._resting.append((self.last_tick + _REST_TICKS, row))
@@ -208,12 +264,12 @@ class Builder:
                 continue
             if frame is not None:
                 self._owed_silence[rows] = SILENCE_FRAMES
-                self._fill(tick, rows, frame, lane.work)
+                self._fill(tick, rows, lane.work, frame)
                 continue
             owing = rows[self._owed_silence[rows] > 0]
             if len(owing):
                 self._owed_silence[owing] -= np.uint8(1)
-                self._fill(tick, owing, SILENCE_FRAME, [self._work[row] for row in owing.tolist()])
+                self._fill(tick, owing, [self._work[row] for row in owing.tolist()], SILENCE_FRAME)
 
     def _arrange(self, lane: Lane) -> None:
         """Lay the rows of a lane out for its next ticks."""
@@ -222,30 +278,35 @@ class Builder:
         lane.work = [self._work[row] for row in rows]
         lane.changed = False
 
-    def _fill(self, tick: int, rows: NDArray[np.intp], frame: bytes, work: list[_Work]) -> None:
-        """Write one packet of `frame` for each row: header, nonce, ciphertext; `due` last."""
-        ring = tick % RING_TICKS
-        table = self._table
-        sealed = len(frame) + TAG_BYTES
-        end = rtp.HEADER_BYTES + sealed
-        if end + NONCE_SUFFIX_BYTES > PACKET_BYTES:
+    def _fill(self, tick: int, rows: NDArray[np.intp], work: list[_Work], frame: bytes) -> None:
+        """Write one packet of `frame` for each row: header, ciphertext, nonce; `due` last."""
+        if len(frame) > MAX_FRAME_BYTES:
             raise ValueError(f"a frame of {len(frame)} bytes does not fit a row")
         self._sequences[rows] += np.uint16(1)
         self._nonce_counters[rows] += np.uint32(1)
         self._head["sequence"][rows] = self._sequences[rows]
         self._head["timestamp"][rows] = self._timestamp_bases[rows] + np.uint32(tick * FRAME_SAMPLES & 0xFFFFFFFF)
-        packets = table.packets[ring]
-        packets[rows, : rtp.HEADER_BYTES] = self._headers[rows]
-        packets[rows, end : end + NONCE_SUFFIX_BYTES] = self._nonces[rows, :NONCE_SUFFIX_BYTES]
-        memory = self._memory[ring]
-        for seal, nonce, header, start in work:
-            seal(nonce, frame, header, memory[start : start + sealed])
-        table.length[ring][rows] = end + NONCE_SUFFIX_BYTES
+        ends = rtp.HEADER_BYTES + TAG_BYTES + np.array(self._seal(work, frame), np.intp)
+        packets, ring, table = self._packets, tick % RING_TICKS, self._table
+        suffix = ends[:, np.newaxis] + _SUFFIX
+        packets[rows[:, np.newaxis], suffix] = self._nonces[rows, :NONCE_SUFFIX_BYTES]
+        longest = int(ends.max()) + _LONGEST_SUFFIX_BYTES
+        table.packets[ring][rows, :longest] = packets[rows, :longest]
+        table.length[ring][rows] = ends + self._suffix_bytes[rows]
         table.due[ring][rows] = tick
 
-
-def _no_seal(*_: object) -> None:
-    raise RuntimeError("a row without a connection was built for")
-
-
-_NO_WORK: _Work = (_no_seal, memoryview(b""), memoryview(b""), 0)
+    def _seal(self, work: list[_Work], frame: bytes) -> list[int]:
+        """Encrypt a frame for each row, in place; returns the bytes of each before the tag."""
+        sizes = []
+        silence = frame == SILENCE_FRAME
+        for encrypt, out, header, nonce, key, protect in work:
+            body = frame
+            if protect is not None and not silence:
+                protected = protect(frame)
+                if protected is None:
+                    self.unprotected += 1
+                body = SILENCE_FRAME if protected is None else protected
+            size = len(body)
+            encrypt(out, NULL, body, size, header, rtp.HEADER_BYTES, NULL, nonce, key)
+            sizes.append(size)
+        return sizes

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable
 
-import aiohttp
+from msgspec import structs
 
+from shared.clock import unix_ms
 from shared.errors import ErrorCode, GuildcastError, VoiceClosed, VoiceError
 from shared.logs import get_logger
-from shared.protocol.transport_crypto import new_sealer
 from shared.protocol.voice_gateway import Credentials
-from shared.schema.records import GuildState, GuildWant
+from shared.schema.event import EventType
+from shared.schema.records import GuildState, GuildStatus, GuildWant
 from shared.seal import VoiceSeal
 from worker.fanout.build import Builder, Lane, Target
 from worker.fanout.sockets import SocketPool
 from worker.membership import Membership
-from worker.voice.connection import Media, Turns, VoiceConnection, speaking_bits
+from worker.voice.commons import VoiceShared
+from worker.voice.connection import Media, VoiceConnection, speaking_bits
 
 _SILENT_WITHIN_S = 1.0
 """Closing silence: what is built ahead (80 ms), five frames, and room for a late sender."""
 _POLL_S = 0.02
+EMPTY_AFTER_S = 10.0
+"""A channel that is known to be empty for so long gets no packets until somebody comes."""
 
-Tell = Callable[["GuildSession", GuildState, GuildcastError | None], None]
+Tell = Callable[["GuildSession", GuildStatus, EventType | None], None]
+"""Takes a guild's status and the kind of event that goes with it: none for a mere detail."""
 
 
 class GuildSession:
@@ -32,7 +36,7 @@ class GuildSession:
     Args:
         want: what the coordinator asked for.
         lane_of: the lane of a broadcast.
-        tell: takes the guild's state; called on each change.
+        tell: told of each change.
     """
 
     def __init__(
@@ -42,9 +46,7 @@ class GuildSession:
         membership: Membership,
         builder: Builder,
         sockets: SocketPool,
-        http: aiohttp.ClientSession,
-        tls: ssl.SSLContext,
-        turns: Turns,
+        shared: VoiceShared,
         seal: VoiceSeal,
         lane_of: Callable[[str], Lane],
         tell: Tell,
@@ -53,16 +55,16 @@ class GuildSession:
         self._membership = membership
         self._builder = builder
         self._sockets = sockets
-        self._http = http
-        self._tls = tls
-        self._turns = turns
+        self._shared = shared
         self._seal = seal
         self._lane_of = lane_of
         self._tell = tell
         self._row: int | None = None
         self._media: Media | None = None
         self._connection: VoiceConnection | None = None
-        self._told: GuildState | None = None
+        self._told: GuildStatus | None = None
+        self._deserted = False
+        self._desertion: asyncio.TimerHandle | None = None
         self._stopping = False
         self._log = get_logger().bind(guild=want.spec.guild, generation=want.generation)
         self.task = asyncio.create_task(self._run(), name=f"guild {want.spec.guild}")
@@ -87,13 +89,10 @@ class GuildSession:
             self._connection = VoiceConnection(
                 Credentials(spec.guild, spec.channel, voice.user_id, voice.session_id, voice.token),
                 voice.endpoint,
-                http=self._http,
-                tls=self._tls,
+                shared=self._shared,
                 lease_port=self._sockets.lease,
-                turns=self._turns,
                 may_resume=self._membership.wait_clearance,
-                on_media=self._play,
-                on_link=self._note_link,
+                owner=self,
                 speaking=speaking_bits(spec.speaking),
             )
             await self._connection.run()
@@ -106,49 +105,117 @@ class GuildSession:
             self._log.exception("connection.crashed")
             self.tell("failed", VoiceError(f"internal error: {type(error).__name__}"))
         finally:
+            if self._desertion is not None:
+                self._desertion.cancel()
             if self._row is not None:
                 self._builder.close(self._row)
                 self._row = None
 
-    def _play(self, media: Media) -> None:
+    # told by the connection
+
+    def media(self, media: Media) -> None:
         """A key is there: take a row, or go on in it under the new key."""
         if media == self._media:
             return  # told again: under the same key the nonce goes on counting
         self._media = media
-        target = Target(
-            media.ssrc, media.remote, media.socket_number, media.mode, new_sealer(media.mode, media.secret_key)
-        )
+        target = Target(media.ssrc, media.remote, media.socket_number, media.mode, media.secret_key)
         if self._row is not None:
             self._builder.rekey(self._row, target)
             return
         self._row = self._builder.open(target)
-        self._builder.tune(self._row, self._lane_of(self.want.spec.broadcast))
         self._log.info("connection.opened", slot=self.slot, mode=media.mode)
-        self._tell_what_plays()
+        self.changed()
 
-    def _note_link(self, up: bool) -> None:
+    def link(self, up: bool) -> None:
         """Sound goes on while the WebSocket is resumed; that it is gone is told all the same."""
         if up:
-            self._tell_what_plays()
+            self.tell_how_it_is()
         else:
             self.tell("reconnecting")
 
-    def _tell_what_plays(self) -> None:
-        self.tell("playing" if self._lane_of(self.want.spec.broadcast).on_air else "idle")
+    def changed(self) -> None:
+        """Encryption or members changed: frames leave when they may, and where somebody hears them."""
+        connection = self._connection
+        if connection is None or self._stopping:
+            return
+        self._watch_for_desertion(connection.others)
+        if self._row is None:
+            return
+        if connection.dave.ready:
+            self._builder.protect(self._row, connection.dave.protect)
+        audible = connection.dave.ready and not self._deserted
+        self._builder.tune(self._row, self._lane_of(self.want.spec.broadcast) if audible else None)
+        self.tell_how_it_is()
+
+    def _watch_for_desertion(self, others: set[str] | None) -> None:
+        """Note an empty channel, but not before it has been so for a while. Unknown is not empty."""
+        if others is None or others:
+            self._deserted = False
+            if self._desertion is not None:
+                self._desertion.cancel()
+                self._desertion = None
+        elif self._desertion is None and not self._deserted:
+            self._desertion = asyncio.get_running_loop().call_later(EMPTY_AFTER_S, self._desert)
+
+    def _desert(self) -> None:
+        self._desertion = None
+        self._deserted = True
+        self.changed()
+
+    # what is told
+
+    def tell_how_it_is(self, error: GuildcastError | None = None) -> None:
+        """Report what an established connection does."""
+        connection = self._connection
+        if connection is None or self._row is None:
+            return
+        if not connection.dave.ready:
+            self.tell("connecting" if connection.others else "alone")
+        elif self._deserted or not self._lane_of(self.want.spec.broadcast).on_air:
+            self.tell("idle", error)
+        else:
+            self.tell("playing")
 
     def tell(self, state: GuildState, error: GuildcastError | None = None) -> None:
-        """Report a state, once per change."""
-        if state != self._told:
-            self._told = state
-            self._tell(self, state, error)
+        """Report a state once, and details as they change: the number of listeners with an event of its own."""
+        before, status = self._told, self._status(state, error)
+        if before is not None and status == structs.replace(before, at=status.at):
+            return
+        self._told = status
+        new_state = before is None or status.state != before.state
+        self._tell(self, status, f"guild.{state}" if new_state else None)  # type: ignore[arg-type]
+        if status.listeners is not None and (before is None or status.listeners != before.listeners):
+            self._tell(self, status, "guild.listeners")
+        if before is not None and before.dave_protocol_version and status.dave_protocol_version == 0:
+            self._tell(self, status, "guild.dave_downgraded")
+
+    def _status(self, state: GuildState, error: GuildcastError | None) -> GuildStatus:
+        status = GuildStatus(
+            state=state,
+            at=unix_ms(),
+            worker=self._membership.id,
+            slot=self.slot,
+            code=str(error.code) if error else "",
+            message=error.message if error else "",
+            close_code=error.close_code if isinstance(error, VoiceClosed) else None,
+        )
+        connection = self._connection
+        if connection is None or state == "failed":
+            return status
+        return structs.replace(
+            status,
+            listeners=None if connection.others is None else len(connection.others),
+            dave_protocol_version=connection.dave.version,
+            privacy_code=connection.dave.privacy_code,
+            mls_epoch=connection.dave.mls_epoch,
+            gateway_version=connection.gateway_version,
+            backend_version=connection.backend_version,
+        )
 
     def update(self, want: GuildWant) -> None:
         """Take over what may change under the same generation: the broadcast."""
-        retuned = want.spec.broadcast != self.want.spec.broadcast
         self.want = want
-        if retuned and self._row is not None:
-            self._builder.tune(self._row, self._lane_of(want.spec.broadcast))
-            self._tell_what_plays()
+        self.changed()
 
     async def stop(self) -> None:
         """End with five silence frames, speaking off and a clean close."""

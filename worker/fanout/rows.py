@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from worker.fanout.grid import SLOTS
 
-RING_TICKS = 7
-"""Packets per row: what is built ahead, and some for a sender that comes late."""
+RING_TICKS = 8
+"""Packets per row: four built ahead, the one due, and three for a sender that comes late."""
 PACKET_BYTES = 1344
-"""RTP header 12 + Opus 1275 + end-to-end encryption about 25 + tag 16 + nonce 4, rounded up to cache lines."""
+"""RTP header 12 + Opus 1275 + end-to-end encryption 16 + tag 16 + nonce 4 to 24, rounded up to cache lines."""
 ADDRESS_BYTES = 16
 LATENESS_BINS = 512
 LATENESS_BIN_US = 100

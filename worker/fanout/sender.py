@@ -43,8 +43,8 @@ from worker.fanout.rows import (
     RowTable,
 )
 
-LATEST_NS = 2 * TICK_NS
-"""Packets later than two ticks are not sent: at most two of a guild leave in one tick."""
+TOO_LATE_NS = 3 * TICK_NS
+"""What is late by three ticks or more is skipped; less is made up for, two packets of a guild in one tick at most."""
 _RECEIVE_EVERY_TICKS = 8
 _TERM_GRACE_NS = 2_000_000_000
 _CLOCK_MONOTONIC = 1
@@ -172,6 +172,8 @@ class Sender:
         self._fds: list[int] = []
         self._layout = -1
         self._plans: list[SlotPlan | None] = [None] * SLOTS
+        self._left_ns = [[0] * SLOTS, [0] * SLOTS]
+        """When the last packets of even and odd ticks left, per slot."""
         self._stopping_at_ns: int | None = None
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -224,14 +226,18 @@ class Sender:
             plan = self._plans[slot]
             if plan is not None or slot == 0:
                 due_ns = self._raw_ns(tick, slot)
-                self._timer.sleep_until(due_ns)
-                late_ns = time.monotonic_ns() - due_ns
-                if late_ns > LATEST_NS:
+                left_ns = self._left_ns[tick % 2]
+                self._timer.sleep_until(max(due_ns, left_ns[slot] + TICK_NS))
+                now_ns = time.monotonic_ns()
+                late_ns = now_ns - due_ns
+                if late_ns >= TOO_LATE_NS:
                     missed = late_ns // TICK_NS
                     table.counters[SKIPPED] += np.uint64(missed)
-                    table.sent_tick[:] = tick + missed - 1
+                    table.sent_tick[:slot] = tick + missed
+                    table.sent_tick[slot:] = tick + missed - 1
                     tick += missed
                     continue
+                left_ns[slot] = now_ns
                 if plan is not None:
                     sent, dropped = plan.send(table, tick)
                     if sent or dropped:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -24,6 +23,9 @@ from shared.protocol import ip_discovery
 from shared.protocol.close_codes import Action
 from shared.protocol.transport_crypto import choose_mode
 from shared.protocol.voice_gateway import (
+    BackendVersion,
+    ClientDisconnected,
+    ClientsConnected,
     Credentials,
     Event,
     HeartbeatAcked,
@@ -31,9 +33,13 @@ from shared.protocol.voice_gateway import (
     Ready,
     Resumed,
     SessionDescription,
+    Speaking,
     State,
     VoiceGateway,
 )
+from worker.voice.commons import VoiceShared
+from worker.voice.dave import MAX_VERSION, Dave
+from worker.voice.receive.receiver import Receiver
 
 CONNECT_TIMEOUT_S = 10.0
 HANDSHAKE_TIMEOUT_S = 20.0
@@ -51,6 +57,8 @@ _CLOSE_FOR_GOOD = 1000
 _CLOSE_TO_RESUME = 4000
 """1000 would end the session on the server (section 2.5)."""
 _LARGEST_MESSAGE_BYTES = 1 << 20
+_KINDS_LOGGED = 32
+_NOT_THE_NETWORK = (ErrorCode.E2EE_REQUIRED, ErrorCode.E2EE_FAILED, ErrorCode.E2EE_DOWNGRADED)
 _MODE_BITS = {"microphone": 1, "soundshare": 2, "priority": 4}
 
 
@@ -72,22 +80,6 @@ class DatagramPort(Protocol):
 LeasePort = Callable[[tuple[str, int], Callable[[bytes], None]], DatagramPort]
 
 
-class Turns:
-    """Spreads TLS handshakes of a worker over time: one holds the loop for a millisecond or two, and the pace must not
-    wait for hundreds of them. Nobody holds a place, so a server that does not answer delays no other.
-    """
-
-    def __init__(self, apart_s: float) -> None:
-        self._apart_s = apart_s
-        self._next_s = 0.0
-
-    async def take(self) -> None:
-        """Wait for a turn of one's own."""
-        now_s = time.monotonic()
-        self._next_s = max(self._next_s + self._apart_s, now_s)
-        await asyncio.sleep(self._next_s - now_s)
-
-
 @dataclass(frozen=True, slots=True)
 class Media:
     """What is needed to send audio: handed over when a key came, and again when it changed."""
@@ -99,20 +91,31 @@ class Media:
     secret_key: bytes = field(repr=False)
 
 
+class Owner(Protocol):
+    """Who holds a connection and is told of it."""
+
+    def media(self, media: Media) -> None:
+        """A key is there, the first or the next; Speaking was heard by the server."""
+
+    def link(self, up: bool) -> None:
+        """The WebSocket was lost and is being resumed (False), or that is done (True)."""
+
+    def changed(self) -> None:
+        """Encryption, members or the server's version are not what they were."""
+
+
 class VoiceConnection:
     """A session on one voice server, over as many WebSockets as its resumes need.
 
     Args:
         credentials: of this session.
         endpoint: host or host:port of the voice gateway.
-        http: client session that opens the WebSockets.
-        tls: context that trusts the server.
+        shared: what all connections of a worker share.
         lease_port: gives a UDP 5-tuple towards the media server.
-        turns: of this worker's handshakes.
         may_resume: returns once resuming is allowed (`worker.membership.Membership.wait_clearance`).
-        on_media: told of the key; the session is established, Speaking comes before the first packet.
-        on_link: told False when the WebSocket was lost and is being resumed, True when that is done.
+        owner: told of the session.
         speaking: flags of op 5 while established.
+        receiver: takes what others send; None: nobody listens.
     """
 
     def __init__(
@@ -120,25 +123,22 @@ class VoiceConnection:
         credentials: Credentials,
         endpoint: str,
         *,
-        http: aiohttp.ClientSession,
-        tls: ssl.SSLContext,
+        shared: VoiceShared,
         lease_port: LeasePort,
-        turns: Turns,
         may_resume: Callable[[], Awaitable[None]],
-        on_media: Callable[[Media], None],
-        on_link: Callable[[bool], None],
+        owner: Owner,
         speaking: int,
+        receiver: Receiver | None = None,
     ) -> None:
-        self._gateway = VoiceGateway(credentials)
-        self._url = f"wss://{endpoint}/?v=8"
-        self._http = http
-        self._tls = tls
+        self._gateway = VoiceGateway(credentials, max_dave_protocol_version=MAX_VERSION)
+        self._url = f"wss://{endpoint}/?v={self._gateway.version}"
+        self._user_id = credentials.user_id
+        self._shared = shared
         self._lease_port = lease_port
-        self._turns = turns
         self._may_resume = may_resume
-        self._on_media = on_media
-        self._on_link = on_link
+        self._owner = owner
         self._speaking = speaking
+        self._receiver = receiver
         self._log = get_logger().bind(guild=credentials.guild_id)
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._port: DatagramPort | None = None
@@ -152,12 +152,31 @@ class VoiceConnection:
         self._media: Media | None = None
         """Waits for the server to have heard Speaking."""
         self._closing = False
+        self._described = False
+        """Session Description came: there is a key to receive with."""
+        self._refused: set[str] = set()
+        """Kinds of malformed messages that were logged."""
         self.resumes = 0
+        self.others: set[str] | None = None
+        """Users in the channel besides us; None while the server has not said."""
+        self.gateway_version = self._gateway.version
+        self.backend_version = ""
+        self.dave = Dave(
+            self._gateway,
+            credentials.user_id,
+            credentials.channel_id,
+            counters=shared.counters,
+            turns=shared.turns,
+            required=shared.dave_required,
+            receiving=receiver is not None,
+            on_change=owner.changed,
+            log=self._log,
+        )
 
     async def run(self) -> None:
         """Hold the session until `close` is called.
 
-        Raises: VoiceClosed, VoiceError, ProtocolError: the session is over.
+        Raises: VoiceClosed, VoiceError: the session is over.
         """
         tries = 0
         try:
@@ -170,9 +189,9 @@ class VoiceConnection:
                     code = closed.close_code
                     if not self._resumable(code):
                         raise
-                except VoiceError:
+                except VoiceError as error:
                     # the network failed: an established session outlives that, a new one is given up
-                    if not established_before or not self._resumable(None):
+                    if error.code in _NOT_THE_NETWORK or not established_before or not self._resumable(None):
                         raise
                     code = None
                 if self._closing:
@@ -183,7 +202,7 @@ class VoiceConnection:
                     raise VoiceError(f"not resumed after {tries} tries", code=ErrorCode.VOICE_UNREACHABLE)
                 self.resumes += 1
                 self._log.info("connection.resuming", close_code=code, attempt=tries)
-                self._on_link(False)
+                self._owner.link(False)
                 await asyncio.sleep(random.uniform(0, 0.25 * 2 ** (tries - 1)))  # noqa: S311 - jitter
                 await self._may_resume()
         finally:
@@ -199,10 +218,10 @@ class VoiceConnection:
         self._up_since_s = None
         self._keeping_alive = False
         try:
-            await self._turns.take()
+            await self._shared.turns.handshake()
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                websocket = await self._http.ws_connect(
-                    self._url, ssl=self._tls, max_msg_size=_LARGEST_MESSAGE_BYTES, autoclose=False, compress=0
+                websocket = await self._shared.http.ws_connect(
+                    self._url, ssl=self._shared.tls, max_msg_size=_LARGEST_MESSAGE_BYTES, autoclose=False, compress=0
                 )
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise VoiceError(f"{self._url}: {error or 'no answer'}", code=ErrorCode.VOICE_UNREACHABLE) from error
@@ -211,7 +230,7 @@ class VoiceConnection:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._converse(websocket, group))
-        except* (VoiceError, ProtocolError) as failed:
+        except* VoiceError as failed:
             failure = failed.exceptions[0]  # raised below: here, early releases of 3.11 would wrap it
         finally:
             self._socket = None
@@ -230,21 +249,32 @@ class VoiceConnection:
             while True:
                 established = gateway.state is State.ESTABLISHED
                 message = await self._receive(websocket, None if established else deadline_s - time.monotonic())
-                if message.type is aiohttp.WSMsgType.TEXT:
-                    events = gateway.receive_text(message.data)
-                elif message.type is aiohttp.WSMsgType.BINARY:
-                    events = gateway.receive_binary(message.data)
-                else:
+                if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
                     if self._closing:
                         return
                     code = websocket.close_code if message.type is not aiohttp.WSMsgType.ERROR else 1006
                     raise VoiceClosed(code if code is not None else 1006, _reason(message))
-                for event in events:
+                for event in self._read(message):
                     helpers += self._react(event, websocket, group)
+                    await self.dave.take(event)
                 await self._flush(websocket)
         finally:
             for helper in helpers:
                 helper.cancel()
+
+    def _read(self, message: aiohttp.WSMessage) -> list[Event]:
+        """What a message means; one that cannot be read is counted, logged once per kind, and costs nothing else."""
+        try:
+            if message.type is aiohttp.WSMsgType.TEXT:
+                return self._gateway.receive_text(message.data)
+            return self._gateway.receive_binary(message.data)
+        except ProtocolError as error:
+            self._shared.counters.malformed_messages += 1
+            kind = error.message.partition(":")[0]
+            if kind not in self._refused and len(self._refused) < _KINDS_LOGGED:
+                self._refused.add(kind)
+                self._log.warning("message.malformed", error=error.message)
+            return []
 
     async def _receive(self, websocket: aiohttp.ClientWebSocketResponse, timeout_s: float | None) -> aiohttp.WSMessage:
         try:
@@ -263,23 +293,23 @@ class VoiceConnection:
             case Ready():
                 if self._port is not None:
                     self._port.release()
+                if self._receiver is not None:
+                    self._receiver.begin_session(lambda user, frame: self.dave.decrypt(str(user), frame))
                 mode = choose_mode(event.modes)
                 self._remote = (event.ip, event.port)
                 self._port = self._lease_port(self._remote, self._receive_datagram)
                 return [group.create_task(self._discover(websocket, event.ssrc, mode))]
             case SessionDescription():
-                if event.dave_protocol_version:
-                    raise VoiceError(
-                        "the server wants end-to-end encryption: only stage channels are served yet",
-                        code=ErrorCode.E2EE_REQUIRED,
-                        retryable=False,
-                    )
+                self._gateway.request_backend_version()
                 self._up_since_s = self._up_since_s or time.monotonic()
                 assert self._port is not None
                 assert self._gateway.ssrc is not None
+                if self._receiver is not None:
+                    self._receiver.rekey(event.mode, event.secret_key)
+                self._described = True
                 media = Media(self._gateway.ssrc, self._remote, self._port.number, event.mode, event.secret_key)
                 if self._speaking_heard:
-                    self._on_media(media)
+                    self._owner.media(media)
                     return []
                 # Nothing answers Speaking itself, but a heartbeat sent behind it is answered after it. Only then may
                 # audio start: a server that is busy with handshakes would else see RTP first, and close.
@@ -291,17 +321,44 @@ class VoiceConnection:
                 if self._media is not None:
                     media, self._media = self._media, None
                     self._speaking_heard = True
-                    self._on_media(media)
+                    self._owner.media(media)
                 return []
             case Resumed():
                 self._up_since_s = time.monotonic()
                 self._gateway.speaking(self._speaking)
                 if self._media is not None:
                     self._gateway.heartbeat(time.time_ns() // 1_000_000)
-                self._on_link(True)
+                self._owner.link(True)
                 return self._kept_alive(group)
+            case ClientsConnected():
+                self._meet(set(event.user_ids) - {self._user_id})
+                return []
+            case ClientDisconnected():
+                self._part(event.user_id)
+                return []
+            case Speaking():
+                if self._receiver is not None:
+                    self._receiver.speaking(int(event.user_id), event.ssrc)
+                return []
+            case BackendVersion():
+                self.backend_version = f"{event.voice}/{event.rtc_worker}"
+                self._owner.changed()
+                return []
             case _:
                 return []
+
+    def _meet(self, users: set[str]) -> None:
+        self.others = (self.others or set()) | users
+        self.dave.members(self.others)
+        self._owner.changed()
+
+    def _part(self, user: str) -> None:
+        if self._receiver is not None:
+            self._receiver.user_left(int(user))
+        if self.others and user in self.others:
+            self.others = self.others - {user}
+            self.dave.members(self.others)
+            self._owner.changed()
 
     def _kept_alive(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         """The keepalive of this WebSocket's time; a second key does not start a second one."""
@@ -312,8 +369,11 @@ class VoiceConnection:
 
     async def _flush(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
         try:
-            for text in self._gateway.data_to_send():
-                await websocket.send_str(text)
+            for message in self._gateway.data_to_send():
+                if isinstance(message, bytes):
+                    await websocket.send_bytes(message)
+                else:
+                    await websocket.send_str(message)
         except (aiohttp.ClientError, OSError) as error:
             raise VoiceClosed(1006, str(error)) from error
 
@@ -355,8 +415,10 @@ class VoiceConnection:
         await self._flush(websocket)
 
     def _receive_datagram(self, datagram: bytes) -> None:
-        """Only the answer to a discovery matters yet; audio of others is not listened to."""
+        """The answer to a discovery, then what others send, if somebody listens."""
         if self._discovered is None or self._discovered.done():
+            if self._receiver is not None and self._described:
+                self._receiver.datagram(datagram)
             return
         try:
             found = ip_discovery.parse_response(datagram, self._discovery_ssrc)

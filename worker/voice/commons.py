@@ -1,0 +1,42 @@
+"""What all voice connections of a worker share."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from worker.voice.turns import Turns
+
+
+@dataclass(slots=True)
+class VoiceCounters:
+    """Of all connections of a worker since its start."""
+
+    epochs: int = 0
+    """Groups and epochs of end-to-end encryption that came into force."""
+    failures: int = 0
+    """Messages of the encrypted group that could not be used."""
+    downgrades: int = 0
+    ready_ms_max: int = 0
+    """Longest time from somebody to talk to until the first frame could be encrypted."""
+    malformed_messages: int = 0
+
+
+@dataclass(slots=True)
+class VoiceShared:
+    """Handed to each connection.
+
+    Attributes:
+        http: opens the WebSockets.
+        tls: trusts the servers.
+        turns: of what holds the loop.
+        dave_required: send nothing without end-to-end encryption.
+    """
+
+    http: aiohttp.ClientSession
+    tls: ssl.SSLContext
+    turns: Turns
+    dave_required: bool = False
+    counters: VoiceCounters = field(default_factory=VoiceCounters)
