@@ -75,7 +75,7 @@ $(INTEROP)/node/installed: tests/interop/package.json tests/interop/package-lock
 	@ln -sf node_modules/node-linux-$$(uname -m | sed 's/x86_64/x64/;s/aarch64/arm64/')/bin/node $(INTEROP)/node/node
 	@touch $@
 
-interop: install $(INTEROP)/python/installed $(INTEROP)/node/installed ## Prove the local Discord with discord.py and @discordjs/voice
+interop: redis $(INTEROP)/python/installed $(INTEROP)/node/installed ## Prove the local Discord with discord.py and @discordjs/voice
 	@cp tests/interop/discord_js_client.mjs $(INTEROP)/node/client.mjs
 	@$(BIN)/python -m tests.interop --environment $(INTEROP)
 

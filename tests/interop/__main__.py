@@ -6,17 +6,19 @@ import argparse
 import asyncio
 import shutil
 import sys
-from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from shared.logs import configure
 from tests.emulator.client import EmulatorClient, EmulatorError, EmulatorProcess
 from tests.interop.led import ClientError, Kind, LedClient, kinds
+from tests.interop.ours import hear_each_other
 from tests.interop.scenes import FAULTS, Failed, Outcome, Scene, new_place, suffer, talk
+from worker.voice.library_log import LibraryLog
 
 _SCENE_S = 90.0
 _TALK = "talk and listen"
+_OURS = "with our worker"
 _REFERENCE_MS: dict[str, dict[str, float]] = {
     "discord.py": {
         "region change": 85,
@@ -55,25 +57,26 @@ class Row(NamedTuple):
 
 async def _play(kind: Kind, name: str, folder: Path) -> Row:
     """One scene, in a local Discord of its own."""
-    act: Callable[[Scene], Awaitable[Outcome]] = (
-        partial(talk, folder=folder)
-        if name == _TALK
-        else partial(suffer, fault=FAULTS[name], gives_up=name in _GIVES_UP.get(kind.name, ()))
-    )
     log = folder / f"{kind.name.replace('/', '-')}-{name.replace(' ', '-')}.log"
     try:
-        async with (
-            asyncio.timeout(_SCENE_S),
-            EmulatorProcess() as process,
-            EmulatorClient(process.control_url) as emulator,
-        ):
-            place = await new_place(emulator)
-            async with LedClient(kind, place.bot, process.ca_file, log) as client:
-                return Row(kind.name, name, True, await act(Scene(emulator, client, place)))
-    except (Failed, ClientError, EmulatorError) as error:
+        async with asyncio.timeout(_SCENE_S):
+            return Row(kind.name, name, True, await _act(kind, name, folder, log))
+    except (Failed, ClientError, EmulatorError, AssertionError) as error:
         return Row(kind.name, name, False, Outcome(str(error)))
     except TimeoutError:
         return Row(kind.name, name, False, Outcome(f"not within {_SCENE_S:g} s"))
+
+
+async def _act(kind: Kind, name: str, folder: Path, log: Path) -> Outcome:
+    if name == _OURS:
+        return await hear_each_other(kind, folder, log)
+    async with EmulatorProcess() as process, EmulatorClient(process.control_url) as emulator:
+        place = await new_place(emulator)
+        async with LedClient(kind, place.bot, process.ca_file, log) as client:
+            scene = Scene(emulator, client, place)
+            if name == _TALK:
+                return await talk(scene, folder)
+            return await suffer(scene, FAULTS[name], gives_up=name in _GIVES_UP.get(kind.name, ()))
 
 
 async def _play_all(kind: Kind, names: list[str], folder: Path) -> list[Row]:
@@ -96,7 +99,7 @@ def _print_row(row: Row) -> None:
 
 async def _run(options: argparse.Namespace) -> int:
     chosen = [kind for kind in kinds(options.environment) if options.client in (None, kind.name)]
-    names = [name for name in (_TALK, *FAULTS) if options.scene in (None, name)]
+    names = [name for name in (_TALK, *FAULTS, _OURS) if options.scene in (None, name)]
     folder = options.environment / "last-run"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -110,10 +113,16 @@ async def _run(options: argparse.Namespace) -> int:
     return 1 if failed or not rows else 0
 
 
+def _absolute(text: str) -> Path:
+    return Path(text).resolve()
+
+
 def main() -> None:
     """Run what was asked for."""
+    configure("error", "console")
+    LibraryLog("dave").install()
     parser = argparse.ArgumentParser(prog="python -m tests.interop", description="Clients of others are heard.")
-    parser.add_argument("--environment", type=Path, default=Path(".run/interop"), help="where they are installed")
+    parser.add_argument("--environment", type=_absolute, default=".run/interop", help="where they are installed")
     parser.add_argument("--client", default=None, help="only this one")
     parser.add_argument("--scene", default=None, help="only this one")
     sys.exit(asyncio.run(_run(parser.parse_args())))

@@ -79,17 +79,19 @@ class Scene:
     async def join(self) -> None:
         """Join, and wait until the client and all members are in one DAVE group."""
         await self.client.do("join", "joined", guild=self.place.guild, channel=self.place.channel)
-        await self.until(self._in_one_group, "one privacy code for all")
+        await self.until(self.in_one_group, "one privacy code for all")
 
     async def tickle(self) -> None:
         """Let a member speak for a moment, as somebody always does: discord.py's reader then sleeps in no `select`."""
         member = (await self.channel()).members[0].user
         await self.emulator.members.speak(self.place.guild, member, seconds=_WORD_S)
 
-    async def _in_one_group(self) -> bool:
+    async def in_one_group(self) -> bool:
+        """Whether the client and all members have one privacy code, and no transition is under way."""
+        channel = await self.channel()
         code = await self.privacy_code()
-        codes = {member.privacy_code for member in (await self.channel()).members}
-        return code is not None and codes == {code}
+        codes = {member.privacy_code for member in channel.members if not member.gone}
+        return self.place.bot.user_id in channel.group and not channel.in_transition and codes == {code}
 
     async def privacy_code(self) -> str | None:
         """The client's own."""
@@ -265,14 +267,7 @@ async def back(scene: Scene) -> bool:
 async def said_invalid(scene: Scene) -> bool:
     """The client refused a commit, and is in the group again."""
     told = (await scene.sessions())[-1].told
-    return told is not None and told.invalid > 0 and await _all_in_one_group(scene)
-
-
-async def _all_in_one_group(scene: Scene) -> bool:
-    channel = await scene.channel()
-    code = await scene.privacy_code()
-    codes = {member.privacy_code for member in channel.members if not member.gone}
-    return scene.place.bot.user_id in channel.group and not channel.in_transition and codes == {code}
+    return told is not None and told.invalid > 0 and await scene.in_one_group()
 
 
 class Fault(NamedTuple):
@@ -306,7 +301,7 @@ FAULTS = {
     "close 4015": Fault(lambda scene: scene.strike("close", code=4015), back),
     "null endpoint 1 s": Fault(lambda scene: scene.strike_main("server", null_ms=_NULL_MS), another_session),
     "damaged commit": Fault(_damage_commit, said_invalid),
-    "epoch reset": Fault(_restart_epoch, _all_in_one_group),
+    "epoch reset": Fault(_restart_epoch, Scene.in_one_group),
 }
 
 
