@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import dave
 from structlog.typing import FilteringBoundLogger
@@ -31,9 +31,11 @@ from shared.protocol.voice_gateway import (
     Event,
     ExecuteTransition,
     ExternalSender,
+    HeartbeatAcked,
     PrepareEpoch,
     PrepareTransition,
     Proposals,
+    Resumed,
     SessionDescription,
     VoiceGateway,
     Welcomed,
@@ -49,8 +51,29 @@ _LARGEST_TRANSITIONS = 64
 """Transitions that may be prepared and not executed; more of them only a broken server has."""
 _CODE_DIGITS, _CODE_GROUP = 30, 5
 _OLD_KEYS_S = 10.0
+EXECUTED_WITHIN_S = 5.0
+"""A gateway waits 2 s for whoever is not ready, then executes. Who is still without op 22 after this takes it for lost:
+the keys before are heard for 10 s only, and by newcomers not at all."""
 
 Protect = Callable[[bytes], bytes | None]
+
+
+class Timer(Protocol):
+    """What `asyncio.AbstractEventLoop.call_later` gives."""
+
+    def cancel(self) -> None: ...
+
+
+CallLater = Callable[[float, Callable[[], None]], Timer]
+
+
+class _Prepared(NamedTuple):
+    """A transition that waits for its execution."""
+
+    version: int
+    ratchet: dave.IKeyRatchet | None
+    """Our next keys."""
+    overdue: Timer
 
 
 @cache
@@ -70,6 +93,7 @@ class Dave:
         required: refuse to send without end-to-end encryption.
         receiving: follow the keys of the others, too, for `decrypt`.
         on_change: called when `version`, `ready`, `protect` or `privacy_code` may have changed.
+        call_later: of the event loop.
     """
 
     def __init__(
@@ -83,6 +107,7 @@ class Dave:
         required: bool,
         receiving: bool,
         on_change: Callable[[], None],
+        call_later: CallLater,
         log: FilteringBoundLogger,
     ) -> None:
         self._gateway = gateway
@@ -93,6 +118,7 @@ class Dave:
         self._required = required
         self._decryptors: dict[str, dave.Decryptor] | None = {} if receiving else None
         self._on_change = on_change
+        self._call_later = call_later
         self._log = log
         self._session: dave.Session | None = None
         self._encryptor = dave.Encryptor()
@@ -101,8 +127,10 @@ class Dave:
         """Waits for op 4 where it comes before it."""
         self._negotiated = 0
         """Version of the group that is being made."""
-        self._pending: dict[int, tuple[int, dave.IKeyRatchet | None]] = {}
-        """Transition -> version and our next keys."""
+        self._pending: dict[int, _Prepared] = {}
+        """By transition, the one prepared last at the end."""
+        self._replaying = False
+        """The session was resumed, and what it missed is on its way."""
         self._applied: set[int] = set()
         """Epochs of commits that were applied to this group: the same one may be announced again."""
         self._others: set[str] = set()
@@ -163,11 +191,22 @@ class Dave:
             case PrepareTransition():
                 self._prepare(event.transition_id, event.protocol_version, None)
             case ExecuteTransition():
-                if event.transition_id in self._pending:
-                    self._execute(*self._pending.pop(event.transition_id))
+                self._execute_prepared(event.transition_id)
+            case Resumed():
+                self._replaying = True
+                return
+            case HeartbeatAcked() if self._replaying:
+                # The heartbeat was sent after Resume, so all that was missed is here now.
+                self._replaying = False
+                async with self._turns:
+                    self._offer_again()
             case _:
                 return
         self._on_change()
+
+    def close(self) -> None:
+        """The session is over: nothing is executed any more."""
+        self._drop_all()
 
     # the session
 
@@ -203,10 +242,20 @@ class Dave:
         self._negotiated = version
         self._applied.clear()
         self._session.init(version, self._channel_id, self._user_id, _signature_key())
-        package = self._session.get_marshalled_key_package()
+        self._offer(self._session)
+
+    def _offer(self, session: dave.Session) -> None:
+        package = session.get_marshalled_key_package()
         if package is None:
             raise VoiceError("no key package could be made", code=ErrorCode.E2EE_FAILED)
         self._gateway.key_package(package)
+
+    def _offer_again(self) -> None:
+        """Who is in no group after a resume does not know whether the server has its key package: what was said last
+        went down with the WebSocket before, and a resume brings back only what the server said.
+        """
+        if self._session is not None and not self._session.has_established_group():
+            self._offer(self._session)
 
     def _note_failure(self, source: str, reason: str) -> None:
         self._log.debug("mls.refused", source=source, reason=reason)
@@ -325,17 +374,46 @@ class Dave:
 
     def _prepare(self, transition_id: int, version: int, ratchet: dave.IKeyRatchet | None) -> None:
         if transition_id == 0:
+            self._drop_all()
             self._execute(version, ratchet)
             return
         if not version:
             for decryptor in (self._decryptors or {}).values():
                 decryptor.transition_to_passthrough_mode(True)
         while len(self._pending) >= _LARGEST_TRANSITIONS:
-            del self._pending[next(iter(self._pending))]
-        if ratchet is None and transition_id in self._pending:
-            ratchet = self._pending[transition_id][1]
-        self._pending[transition_id] = (version, ratchet)
+            self._drop(next(iter(self._pending)))
+        if transition_id in self._pending:
+            ratchet = ratchet or self._pending[transition_id].ratchet
+            self._drop(transition_id)
+        overdue = self._call_later(EXECUTED_WITHIN_S, partial(self._execute_overdue, transition_id))
+        self._pending[transition_id] = _Prepared(version, ratchet, overdue)
         self._gateway.transition_ready(transition_id)
+
+    def _drop(self, transition_id: int) -> None:
+        self._pending.pop(transition_id).overdue.cancel()
+
+    def _drop_all(self) -> None:
+        for transition_id in list(self._pending):
+            self._drop(transition_id)
+
+    def _execute_prepared(self, transition_id: int) -> None:
+        """Op 22; of an unknown transition it does nothing."""
+        prepared = self._pending.get(transition_id)
+        if prepared is None:
+            return
+        for earlier in list(self._pending):  # what was prepared before this one is passed over, or it would lead back
+            self._drop(earlier)
+            if earlier == transition_id:
+                break
+        self._execute(prepared.version, prepared.ratchet)
+
+    def _execute_overdue(self, transition_id: int) -> None:
+        """No op 22 came. Encryption is never given up on such a guess."""
+        if not self._pending[transition_id].version:
+            return
+        self._fail("execution that did not come")
+        self._execute_prepared(transition_id)
+        self._on_change()
 
     def _execute(self, version: int, ratchet: dave.IKeyRatchet | None) -> None:
         """Have a version, and keys, come into force."""
@@ -351,12 +429,11 @@ class Dave:
             self.privacy_code = ""
             self._encryptor.set_key_ratchet(None)
             return
-        if self._session is not None and not self._session.has_established_group():
-            ratchet = None  # the last one in the channel: there is nobody to encrypt for
-            self._encryptor.set_key_ratchet(None)
         if ratchet is not None:
             self._encryptor.set_key_ratchet(ratchet)
             self._counters.epochs += 1
+        elif self._session is not None and not self._session.has_established_group():
+            self._encryptor.set_key_ratchet(None)  # the last one in the channel: there is nobody to encrypt for
         self._wait_or_not()
 
     def _wait_or_not(self) -> None:
