@@ -27,6 +27,7 @@ from tests.emulator.payloads import SILENCE_ID
 from tests.emulator.records import ChannelKind, GuildReport, HearingReport, MemberReport, SessionReport
 from tests.media.make_programme import PROGRAMME
 from worker.fanout.app import AHEAD_TICKS
+from worker.fanout.build import SILENCE_FRAMES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -35,6 +36,30 @@ SETTLED_WITHIN_S = 40.0
 LOOK_EVERY_S = 0.25
 SECOND = 50
 """Packets."""
+UNREADABLE_TEXTS = (
+    "{",
+    "",
+    "null",
+    "[]",
+    '{"d":{}}',
+    '{"op":"8","d":{}}',
+    '{"op":99,"d":{}}',
+    '{"op":-1,"d":{}}',
+    '{"op":5,"d":null}',
+    '{"op":5,"d":{"user_id":"x","ssrc":1,"speaking":1}}',
+    '{"op":8,"d":{"heartbeat_interval":-5}}',
+    '{"op":4,"d":{"mode":"' + AES + '","secret_key":[1,2,3],"dave_protocol_version":1}}',
+    '{"op":11,"d":{"user_ids":[17]}}',
+    '{"op":13,"d":{}}',
+    '{"op":21,"d":{"transition_id":70000,"protocol_version":0}}',
+    '{"op":22,"d":{"transition_id":"0"}}',
+    '{"op":24,"d":{"epoch":1}}',
+    '{"op":29,"d":{}}',
+    '{"op":2,"d":{"ssrc":1,"ip":"127.0.0.1","port":9,"modes":[]}}',
+    '{"op":9,"d":null}',
+    "[" * 10_000,
+)
+UNREADABLE_BYTES = (b"", b'{"op":5,"d":{}}', bytes([5]), bytes([25]), bytes([27]), bytes([99]) * 50)
 CROWD = 600
 """Arrivals that are more messages than a server keeps for a resume."""
 
@@ -47,6 +72,7 @@ class Due(Enum):
     RECOVERED = "the group was entered anew"
     AGAIN = "identified again, with the same credentials"
     ASKED = "the bot was asked for credentials"
+    PAUSED = "nothing is sent while nobody is there"
     FAILED = "given up"
 
 
@@ -102,6 +128,8 @@ class Room:
         self.stayed: list[str] = []
         """Members who are there from the start to the end."""
         self.joined_ns = 0
+        self.back_s = 0.0
+        """From somebody's coming into an empty channel to what he heard first."""
 
     async def fault(self, kind: str, **fields: object) -> None:
         await self.stack.discord.fault(self.guild, kind, **fields)
@@ -154,6 +182,25 @@ class Room:
 
     async def leave_member(self, user: str) -> None:
         await self.stack.discord.members.leave(self.guild, user)
+
+    async def empty_and_refill(self, state: str) -> None:
+        """Let everybody leave, wait until nothing is sent any more, and let somebody come."""
+        for user in self.stayed:
+            await self.leave_member(user)
+        self.stayed.clear()
+        await self.stack.wait_state([self.guild], state, SETTLED_WITHIN_S)
+        await self.until(lambda row: row.sessions[-1].trailing_silence == SILENCE_FRAMES, "closing silence")
+        before = await self.look()
+        await self.until(lambda row: row.sessions[-1].keepalives > before.sessions[-1].keepalives, "a keepalive")
+        after = await self.look()
+        assert after.sessions[-1].packets == before.sessions[-1].packets
+        came_ns = time.time_ns()
+        newcomer = await self.join_member()
+        await self.heard_by(newcomer)
+        heard = hearing_of(member_of(await self.look(), newcomer))
+        assert heard is not None
+        assert heard.first_decrypted_ns is not None
+        self.back_s = (heard.first_decrypted_ns - came_ns) / 1e9
 
     async def heard_by(self, user: str, frames: int = SECOND // 2) -> None:
         await self.until(lambda row: decrypted(row, user) >= frames, f"member {user} hears {frames} frames")
@@ -223,7 +270,12 @@ def hearing_of(member: MemberReport) -> HearingReport | None:
     return next(iter(member.hearing.values()), None)
 
 
+def member_of(row: GuildReport, user: str) -> MemberReport:
+    return next(one for channel in row.channels for one in channel.members if one.user == user)
+
+
 def decrypted(row: GuildReport, user: str) -> int:
+    """Frames that a member could decrypt; none before it was seen."""
     found = [hearing_of(one) for channel in row.channels for one in channel.members if one.user == user]
     return sum(one.decrypted for one in found if one is not None)
 
@@ -271,6 +323,13 @@ async def closed_at_identify_by_a_crash(room: Room) -> None:
 @case(Due.ASKED)
 async def closed_at_select(room: Room) -> None:
     await room.fault("close_at", step="select", code=4006)
+    await room.ask_to_join()
+    await room.renewed()
+
+
+@case(Due.AGAIN)
+async def closed_at_select_by_a_crash(room: Room) -> None:
+    await room.fault("close_at", step="select", code=4015)
     await room.ask_to_join()
     await room.renewed()
 
@@ -368,6 +427,34 @@ async def kicked_for_good(room: Room) -> None:
     await room.fault("kick", code=4014)
 
 
+@case(Due.NOTHING)
+async def messages_that_cannot_be_read(room: Room) -> None:
+    """What makes no sense is passed over, and counted, and neither sequence nor group suffer."""
+    await room.play()
+    for text in UNREADABLE_TEXTS:
+        await room.fault("say", text=text, n=10)
+    for data in UNREADABLE_BYTES:
+        await room.fault("say", data=data, n=10)
+    await room.hear_more()
+
+
+@case(Due.NOTHING)
+async def a_flood_of_garbage(room: Room) -> None:
+    await room.play()
+    for _ in range(5):
+        await room.fault("say", text=UNREADABLE_TEXTS[0], n=1_000)
+        await room.fault("say", data=UNREADABLE_BYTES[0], n=100)
+        await room.hear_more(SECOND // 5)
+
+
+@case(Due.RESUMED)
+async def a_message_of_a_megabyte(room: Room) -> None:
+    """Larger than any honest one: the WebSocket is closed with 1009, the session goes on."""
+    await room.play()
+    await room.fault("say", text='{"op":5,"d":"' + "x" * (1 << 20) + '"}')
+    await room.resumed()
+
+
 # the handshake
 
 
@@ -434,6 +521,14 @@ async def no_mode_offered(room: Room) -> None:
     await room.ask_to_join()
 
 
+@case(Due.FAILED, code="voice_closed")
+async def only_a_discontinued_mode_offered(room: Room) -> None:
+    """It is chosen, for want of a better one, and refused: no server speaks it any more, this one included."""
+    await room.fault("modes", modes=["xsalsa20_poly1305_lite"])
+    await room.ask_to_join()
+    await room.stack.wait_event("guild.failed", guild=room.guild, close_code=4016, final=True)
+
+
 @case(Due.NOTHING, voided=2 * AHEAD_TICKS)
 async def a_new_key(room: Room) -> None:
     """Op 4 again: the counter begins anew, under a key of its own."""
@@ -462,6 +557,27 @@ async def nobody_listed(room: Room) -> None:
     assert status is not None
     assert status.listeners is None
     await room.fault("clients_unlisted", on=False)
+
+
+@case(Due.FAILED, code="e2ee_failed")
+async def nobody_listed_in_an_encrypted_call(room: Room) -> None:
+    """Without op 11 everybody in the group is a stranger, and with strangers there is no group."""
+    await room.fault("clients_unlisted")
+    await room.ask_to_join()
+
+
+@case(Due.PAUSED, kind="stage")
+async def everybody_leaves_a_stage(room: Room) -> None:
+    """Played to for ten seconds more, then not."""
+    await room.play()
+    await room.empty_and_refill("idle")
+
+
+@case(Due.PAUSED)
+async def everybody_leaves_an_encrypted_call(room: Room) -> None:
+    """Without a group there is nobody to encrypt for: silent at once."""
+    await room.play()
+    await room.empty_and_refill("alone")
 
 
 @case(Due.NOTHING, ghosts=100)
@@ -550,6 +666,13 @@ async def welcome_damaged_twice(room: Room) -> None:
     await room.fault("damage", op=30, n=2)
     await room.play()
     await room.recovered()
+
+
+@case(Due.FAILED, members=2, code="e2ee_failed")
+async def every_welcome_damaged(room: Room) -> None:
+    """Whoever cannot enter a group six times within a minute leaves it to others when to try again."""
+    await room.fault("damage", op=30, n=1_000)
+    await room.ask_to_join()
 
 
 @case(Due.RECOVERED, members=2)
@@ -669,6 +792,7 @@ class Fate:
     status: GuildStatus | None = None
     joined_s: float = 0.0
     silence_s: float = 0.0
+    back_s: float = 0.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -710,7 +834,8 @@ async def _live(fate: Fate, room: Room, one: Case) -> None:
             members = [member for channel in row.channels for member in channel.members]
             stayed = [hearing_of(member) for member in members if member.user in room.stayed]
             fate.stayed = [hearing for hearing in stayed if hearing is not None]
-            fate.newcomer = next(hearing_of(member) for member in members if member.user == newcomer)
+            fate.newcomer = hearing_of(member_of(row, newcomer))
+            fate.back_s = room.back_s
             fate.codes_equal = row.channels[-1].codes_equal
             fate.joined_s, fate.silence_s = await _silences_s(room)
         row = await room.look()
@@ -750,6 +875,7 @@ def tell(name: str, fate: Fate, capsys: pytest.CaptureFixture[str]) -> None:
         print(
             f"\n  {name}: {CASES[name].due.value}{code}; heard {fate.joined_s:.2f} s after the job,"
             f" longest silence {fate.silence_s:.2f} s",
+            f"and audible {fate.back_s:.2f} s after somebody came" if fate.back_s else "",
             end=" ",
         )
 
@@ -843,6 +969,19 @@ async def test_the_bot_is_asked(
     await assert_heard(running, fate, CASES[name].voided)
     assert len(fate.wanted) == 1
     assert fate.wanted[0].close_code in (4006, 4014, 4022)
+
+
+@pytest.mark.parametrize("name", of(Due.PAUSED))
+async def test_nobody_is_played_to(
+    running: Stack, fates: dict[str, Fate], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Silence at the end, then no packets; on the same session, sound again for whoever comes."""
+    fate = fates[name]
+    tell(name, fate, capsys)
+    await assert_heard(running, fate, CASES[name].voided)
+    (session,) = fate.sessions
+    assert session.resumed == 0
+    assert fate.wanted == []
 
 
 @pytest.mark.parametrize("name", of(Due.FAILED))
