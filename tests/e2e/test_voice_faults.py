@@ -569,8 +569,9 @@ async def nobody_listed_in_an_encrypted_call(room: Room) -> None:
 @case(Due.PAUSED, kind="stage")
 async def everybody_leaves_a_stage(room: Room) -> None:
     """Played to for ten seconds more, then not."""
-    await room.play()
+    row = await room.play()
     await room.empty_and_refill("idle")
+    assert sound_heard(await room.look()) > sound_heard(row) + 9 * SECOND
 
 
 @case(Due.PAUSED)
@@ -802,8 +803,18 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sta
         yield stack
 
 
+@dataclass
+class Told:
+    """What became of all guilds: of those that were struck, by their stories, and of those that were not."""
+
+    fates: dict[str, Fate]
+    bystanders: list[GuildReport]
+    workers: int
+    """Those that hold bystanders."""
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def fates(running: Stack) -> AsyncIterator[dict[str, Fate]]:
+async def told(running: Stack) -> AsyncIterator[Told]:
     """Let every story happen, all at once; then let somebody join wherever we still play."""
     stack = running
     (stack.media / PROGRAMME.name).write_bytes(await asyncio.to_thread(PROGRAMME.read_bytes))
@@ -816,9 +827,16 @@ async def fates(running: Stack) -> AsyncIterator[dict[str, Fate]]:
         (there,) = await stack.discord.listen(guild)
         rooms[name].stayed = [member.user for member in there.members]
     fates = {name: Fate() for name in CASES}
+    bystanders = await stack.join(4, radio)
+    await stack.hear_more(bystanders, SECOND // 2)
     async with watch.looking(), outside_bot(stack, {rooms["kicked_for_good"].guild}):
         await asyncio.gather(*(_live(fates[name], rooms[name], CASES[name]) for name in CASES))
-        yield fates
+        yield Told(fates, list((await stack.heard(bystanders)).values()), len(await stack.by_worker(bystanders)))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fates(told: Told) -> dict[str, Fate]:
+    return told.fates
 
 
 async def _live(fate: Fate, room: Room, one: Case) -> None:
@@ -872,10 +890,10 @@ async def _silences_s(room: Room) -> tuple[float, float]:
 def tell(name: str, fate: Fate, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         code = f", {fate.status.code}" if fate.status is not None and fate.status.code else ""
+        back = f", audible {fate.back_s:.2f} s after somebody came" if fate.back_s else ""
         print(
             f"\n  {name}: {CASES[name].due.value}{code}; heard {fate.joined_s:.2f} s after the job,"
-            f" longest silence {fate.silence_s:.2f} s",
-            f"and audible {fate.back_s:.2f} s after somebody came" if fate.back_s else "",
+            f" longest silence {fate.silence_s:.2f} s{back}",
             end=" ",
         )
 
@@ -993,3 +1011,30 @@ async def test_is_given_up(fates: dict[str, Fate], name: str, capsys: pytest.Cap
     assert fate.status is not None
     assert fate.status.code == CASES[name].code
     assert fate.status.message
+    assert fate.status.state in ("failed", "stopped")
+
+
+async def test_guilds_that_were_not_struck_hear_nothing_of_all_that(
+    running: Stack, told: Told, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the same workers as those that were: one session, no packet lost, every frame decrypted."""
+    assert told.workers == 2
+    longest_ms = 0.0
+    for row in told.bystanders:
+        (session,) = row.sessions
+        assert not await running.faults(session)
+        assert (session.state, session.resumed, session.in_the_clear) == ("live", 0, 0)
+        (hearing,) = (hearing_of(member) for channel in row.channels for member in channel.members)
+        assert hearing is not None
+        assert (hearing.failed, hearing.decrypted) == (0, hearing.received)
+        longest_ms = max(longest_ms, hearing.longest_gap_ms)
+    with capsys.disabled():
+        print(f"\n  {len(told.bystanders)} others: longest silence {longest_ms / 1_000:.2f} s", end=" ")
+
+
+async def test_unreadable_messages_are_counted_all_and_logged_once_of_each_kind(running: Stack, told: Told) -> None:
+    """A flood of them does not become a flood of log lines."""
+    assert not told.fates["messages_that_cannot_be_read"].error
+    stats = await running.worker_stats()
+    assert sum(one.messages_malformed for one in stats) > 5_000
+    assert 10 < running.logged("message.malformed") < 64
