@@ -6,7 +6,7 @@ GUILDS ?= 100
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor run check format lint types imports unit test test-system fuzz bench-fanout bench-seal lock clean
+.PHONY: help install doctor run check format lint types imports unit test test-system fuzz interop bench-fanout bench-seal lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,15 +60,38 @@ test-system: redis ## Tests that need the Debian packages of tests/packages.txt
 fuzz: install ## Spoil inputs of every reader of foreign bytes: make fuzz SECONDS=60
 	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
+INTEROP := .run/interop
+
+$(INTEROP)/python/installed: tests/interop/requirements.lock
+	@$(PYTHON) -m venv --clear $(INTEROP)/python
+	@$(INTEROP)/python/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $<
+	@touch $@
+
+$(INTEROP)/node/installed: tests/interop/package.json tests/interop/package-lock.json
+	@command -v node npm >/dev/null || { echo "make interop needs Node.js with npm: install the packages nodejs and npm" >&2; exit 1; }
+	@mkdir -p $(INTEROP)/node
+	@cp $^ $(INTEROP)/node/
+	@cd $(INTEROP)/node && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@ln -sf node_modules/node-linux-$$(uname -m | sed 's/x86_64/x64/;s/aarch64/arm64/')/bin/node $(INTEROP)/node/node
+	@touch $@
+
+interop: install $(INTEROP)/python/installed $(INTEROP)/node/installed ## Prove the local Discord with discord.py and @discordjs/voice
+	@cp tests/interop/discord_js_client.mjs $(INTEROP)/node/client.mjs
+	@$(BIN)/python -m tests.interop --environment $(INTEROP)
+
 bench-fanout: redis ## CPU per packet of a worker with its sender, beside bare sendmmsg: make bench-fanout GUILDS=1000
 	@$(BIN)/python -m tests.bench.fanout --guilds $(GUILDS)
 
 bench-seal: install ## CPU per packet of each transport mode, beside AES-GCM
 	@$(BIN)/python -m tests.bench.seal
 
-lock: ## Renew requirements.lock (needs uv)
-	uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --no-annotate \
-	  --python-version 3.11 --extra dev --upgrade --quiet pyproject.toml -o requirements.lock
+LOCK := uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --no-annotate \
+	--python-version 3.11 --upgrade --quiet
+
+lock: ## Renew all lock files (needs uv and npm)
+	$(LOCK) --extra dev pyproject.toml -o requirements.lock
+	$(LOCK) tests/interop/requirements.in -o tests/interop/requirements.lock
+	cd tests/interop && npm update --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
 
 clean: ## Remove everything that can be made again
 	rm -rf $(VENV) .run .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import structlog
 from shared.protocol.voice_gateway import Credentials, Event, VoiceGateway
 from worker.voice.commons import VoiceCounters
 from worker.voice.dave import Dave
+from worker.voice.turns import Turns
 
 Reply = tuple[int, bytes | dict[str, int]]
 SSRC = 7
@@ -45,7 +45,7 @@ class ProductMember:
             user,
             str(channel_id),
             counters=self.counters,
-            turns=asyncio.Lock(),
+            turns=Turns(None),
             required=required,
             receiving=True,
             on_change=self._changed,

@@ -138,7 +138,7 @@ class Demo:
                 await self._show_playing(store, keys)
             await self._look(store, keys)
             statuses = [await pool.stop("supervisor"), await pool.stop("coordinator")]
-            async with discord.get("/report", timeout=aiohttp.ClientTimeout(60)) as answer:
+            async with discord.get("/report?guilds=1", timeout=aiohttp.ClientTimeout(60)) as answer:
                 report = await answer.json()
         return self._sum_up(report, statuses)
 
@@ -153,8 +153,10 @@ class Demo:
             await asyncio.sleep(0.1)
 
     async def _submit(self, store: Store, keys: Keys, discord: aiohttp.ClientSession) -> None:
-        wanted = [
-            {"guild": str(_FIRST_GUILD + number), "channel": str(_FIRST_CHANNEL + number)}
+        # Voice channels with end-to-end encryption; where packets are looked into, somebody is there who decrypts.
+        wanted: list[dict[str, object]] = [
+            {"guild": str(_FIRST_GUILD + number), "channel": str(_FIRST_CHANNEL + number), "kind": "voice"}
+            | ({"members": 1} if number < _MOST_SAMPLED else {"ghosts": 1})
             for number in range(self._guilds)
         ]
         async with discord.post("/voice", json={"guilds": wanted}) as answer:
@@ -284,12 +286,14 @@ class Demo:
         say = self._console.print
         encodes = self._figures.broadcast.encodes if self._figures.broadcast else 0
         say("[bold]At the listeners' end[/bold]", highlight=False)
-        say(f"  guilds heard   {report['heard']}/{self._guilds}", highlight=False)
+        heard = sum(_heard(row) for row in report["guild_rows"])
+        say(f"  guilds heard   {heard}/{self._guilds}", highlight=False)
         say(
             f"  packets        {report['packets']}: {report['lost']} lost, {report['duplicated']} duplicated, "
             f"{report['out_of_order']} out of order",
             highlight=False,
         )
+        say(f"  encryption     {_encryption(report)}", highlight=False)
         for name in ("skew_ms", "lateness_ms"):
             one = report[name]
             figures = "  ".join(
@@ -308,7 +312,7 @@ class Demo:
             say(f"  [yellow]{self._figures.trouble}[/yellow]", highlight=False)
         if any(statuses):
             say(f"  [red]exit statuses of supervisor and coordinator: {statuses}, see {LOGS}[/red]")
-        return 0 if report["heard"] == self._guilds and not any(statuses) else 1
+        return 0 if heard == self._guilds and not any(statuses) else 1
 
     def _cost(self, name: str) -> str:
         before, after = self._before.get(name), self._figures.workers.get(name)
@@ -332,6 +336,25 @@ def _source_and_folder(source: str) -> tuple[str, Path | None]:
     if not path.is_file():
         raise ConfigError(f"SOURCE: {source!r} is no readable file, allowed: a file or an http(s) URL")
     return path.as_uri(), path.parent
+
+
+def _hearings(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each member of a guild got."""
+    members = [member for channel in row["channels"] for member in channel["members"]]
+    return [hearing for member in members for hearing in member["hearing"].values()]
+
+
+def _heard(row: dict[str, Any]) -> bool:
+    """Whether a guild heard the programme: where members listen, they have to have decrypted it."""
+    hearings = _hearings(row)
+    return bool(row["heard"]) and (not hearings or any(one["decrypted"] for one in hearings))
+
+
+def _encryption(report: dict[str, Any]) -> str:
+    hearings = [hearing for row in report["guild_rows"] for hearing in _hearings(row)]
+    decrypted, received = (sum(one[name] for one in hearings) for name in ("decrypted", "received"))
+    clear = report["in_the_clear"]
+    return f"{len(hearings)} members decrypted {decrypted}/{received} frames; {clear} in the clear"
 
 
 def _last_line(log: Path) -> str:

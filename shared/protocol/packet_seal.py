@@ -27,9 +27,8 @@ from shared.protocol.transport_crypto import (
     KEY_BYTES,
     NONCE_SUFFIX_BYTES,
     XCHACHA,
-    XSALSA,
-    XSALSA_SUFFIX,
     seal_packet,
+    suffix_bytes,
 )
 
 Pointer = Any
@@ -45,7 +44,6 @@ _FUNCTIONS: dict[str, Encrypt] = {
     AES_GCM: lib.crypto_aead_aes256gcm_encrypt,
     XCHACHA: lib.crypto_aead_xchacha20poly1305_ietf_encrypt,
 }
-_SUFFIX_BYTES = {XSALSA_SUFFIX: 24, XSALSA: 0}
 _CPU_FLAGS = ({"aes", "pclmulqdq", "avx"}, {"aes", "pmull"})
 """What libsodium's AES-GCM takes, on x86-64 and on ARM."""
 
@@ -74,11 +72,6 @@ def _encrypt_slowly(
     packet = seal_packet(mode, bytes(ffi.buffer(key, KEY_BYTES)), clear, frame, counter)
     ffi.memmove(out, packet[header_bytes:], len(packet) - header_bytes)
     return 0
-
-
-def suffix_bytes(mode: str) -> int:
-    """Bytes of nonce that follow the ciphertext and its tag on the wire."""
-    return _SUFFIX_BYTES.get(mode, NONCE_SUFFIX_BYTES)
 
 
 def pointer(array: NDArray[np.uint8]) -> Pointer:

@@ -1,11 +1,13 @@
-"""CPU per packet of a fan-out worker with its sender, beside bare `sendmmsg` of prebuilt packets in the same run.
+"""CPU per packet of a fan-out worker with its sender, with and without end-to-end encryption, beside bare `sendmmsg` of
+prebuilt packets in the same run.
 
     python -m tests.bench.fanout --guilds 1000
 
 Measured: user and system time of worker and sender over windows of steady play, everything included (stream reader,
 building, encryption, WebSockets, timers, sending), divided by the packets that left. Reference: a process that wakes
 for the same slots and sends prebuilt packets of the same size to the same number of addresses, in batches of the same
-size; its CPU is given twice: all of it, and inside `sendmmsg` alone. Medians of several windows.
+size; its CPU is given twice: all of it, and inside `sendmmsg` alone. Medians of several windows. With end-to-end
+encryption each guild is a voice channel with one other member, of whom there is no more than a key package.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from shared.schema.records import WorkerStats
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
 from tests.emulator.client import EmulatorClient
+from tests.emulator.records import ChannelKind
 from tests.media.make_programme import PROGRAMME
 
 RESULTS = Path(".run") / "bench"
@@ -68,8 +71,9 @@ async def _stats(store: Store, keys: Keys) -> WorkerStats:
     raise LookupError("no fan-out worker")
 
 
-async def _join(store: Store, keys: Keys, discord: EmulatorClient, guilds: int) -> None:
-    voices = await discord.issue((str(3 * 10**17 + n), str(4 * 10**17 + n)) for n in range(guilds))
+async def _join(store: Store, keys: Keys, discord: EmulatorClient, guilds: int, kind: ChannelKind) -> None:
+    names = [(str(3 * 10**17 + n), str(4 * 10**17 + n)) for n in range(guilds)]
+    voices = await discord.issue(names, kind=kind, ghosts=1)
     jobs: list[dict[str, object]] = [
         {"type": "broadcast.start", "broadcast": "bench", "source": {"url": PROGRAMME.name, "loop": True}}
     ]
@@ -88,7 +92,7 @@ async def _join(store: Store, keys: Keys, discord: EmulatorClient, guilds: int) 
 
 
 async def measure_worker(
-    guilds: int, windows: int, window_s: float
+    guilds: int, windows: int, window_s: float, kind: ChannelKind = "stage"
 ) -> tuple[list[Window], dict[str, object], list[float], list[float]]:
     """Windows of the product, the listeners' report, and both readings of the floor."""
     with RedisServer() as server, tempfile.TemporaryDirectory() as logs:
@@ -111,7 +115,7 @@ async def measure_worker(
             await pool.start("coordinator", "coordinator")
             await pool.start("supervisor", "worker", more={"GUILDCAST_TLS_CA_FILE": ready["ca_file"]})
             async with EmulatorClient(ready["control"]) as discord:
-                await _join(store, keys, discord, guilds)
+                await _join(store, keys, discord, guilds, kind)
                 await _until_playing(store, keys, discord, guilds, pool)
                 worker = _child_of(pool.processes["supervisor"].pid, "worker.fanout")
                 sender = _child_of(worker, "worker.fanout.sender")
@@ -179,26 +183,35 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
     options = parser.parse_args()
-    found, told, all_us, inside_us = asyncio.run(measure_worker(options.guilds, options.windows, options.seconds))
-    worker = statistics.median(window.worker_us for window in found)
-    sender = statistics.median(window.sender_us for window in found)
-    total = statistics.median(window.total_us for window in found)
-    spread = max(window.total_us for window in found) - min(window.total_us for window in found)
-    bare, inside = statistics.median(all_us), statistics.median(inside_us)
-    rows = (
-        ("worker", worker, ""),
-        ("sender", sender, ""),
-        ("worker + sender", total, f"spread {spread:.2f}"),
-        ("bare sendmmsg, whole process", bare, f"ratio {total / bare:.2f}"),
-        ("bare sendmmsg, inside the call", inside, f"ratio {total / inside:.2f}"),
+    kinds: dict[ChannelKind, str] = {"stage": "without DAVE", "voice": "with DAVE"}
+    floor_us: list[float] = []
+    inside_us: list[float] = []
+    totals: dict[str, float] = {}
+    results: dict[str, dict[str, object]] = {}
+    sys.stdout.write(f"fan-out, {options.guilds} guilds, AES-GCM: us of CPU per packet\n")
+    for kind, name in kinds.items():
+        windows, told, all_us, sendmmsg_us = asyncio.run(
+            measure_worker(options.guilds, options.windows, options.seconds, kind)
+        )
+        floor_us += all_us
+        inside_us += sendmmsg_us
+        worker = statistics.median(window.worker_us for window in windows)
+        sender = statistics.median(window.sender_us for window in windows)
+        total = totals[name] = statistics.median(window.total_us for window in windows)
+        spread = max(window.total_us for window in windows) - min(window.total_us for window in windows)
+        results[name] = {"worker_us": worker, "sender_us": sender, "total_us": total, "spread_us": spread, **told}
+        sys.stdout.write(f"  {name:14} worker {worker:5.2f}  sender {sender:5.2f}  both {total:5.2f}")
+        sys.stdout.write(f"  spread {spread:.2f}\n  {'':14} {told}\n")
+    floor, inside = statistics.median(floor_us), statistics.median(inside_us)
+    sys.stdout.write(f"  bare sendmmsg   whole process {floor:.2f}, inside the call {inside:.2f}\n")
+    plain, dave = totals.values()
+    sys.stdout.write(
+        f"  without DAVE: {plain / floor:.2f} x the whole bare process, {plain / inside:.2f} x its calls\n"
     )
-    sys.stdout.write(f"fan-out, {options.guilds} guilds, AES-GCM, no DAVE: us of CPU per packet\n")
-    for name, figure, remark in rows:
-        sys.stdout.write(f"  {name:32} {figure:6.2f}  {remark}\n")
-    sys.stdout.write(f"  {told}\n")
+    sys.stdout.write(f"  with DAVE: {dave / plain:.2f} x without\n")
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "fanout.json").write_text(
-        json.dumps({"guilds": options.guilds, "us": {name: figure for name, figure, _ in rows}, **told}, indent=1)
+        json.dumps({"guilds": options.guilds, "bare_us": floor, "bare_inside_us": inside, **results}, indent=1)
     )
 
 

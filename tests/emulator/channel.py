@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tests.emulator.session import Guild, VoiceSession
 
 _TICK_S = 0.02
+_SPEAKING_AHEAD_S = 0.1
+"""A member's op 5 has so long to arrive before its first packet."""
 _PLAIN_AFTER_UPGRADE_NS = 250_000_000
 """What was built in the clear before an upgrade's op 22 may still arrive."""
 _MEMBERS_REMEMBERED = 256
@@ -387,6 +389,8 @@ class Channel:
                 if not member.spoke:
                     member.spoke = True
                     self._relay_to_others(member.user, member.ssrc)
+                    await asyncio.sleep(_SPEAKING_AHEAD_S)
+                    due_s = self._loop.time()
                 packet = member.next_packet()
                 self._listen(member.user, packet.frame, time.time_ns())
                 self._forward(member.user, packet)

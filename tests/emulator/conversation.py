@@ -157,6 +157,7 @@ class Conversation:
         if op == Op.SELECT_PROTOCOL:
             key = self._server.select(session, messages.read(envelope.d, messages.SelectProtocol))
             self.describe(session, key)
+            session.seat.faults.check("description")
         elif op == Op.SPEAKING:
             speaking = messages.read(envelope.d, messages.Speaking)
             session.seat.faults.check("speaking")
@@ -208,6 +209,7 @@ class Conversation:
         endpoint = self._endpoint
         self.say(messages.ready(session.ssrc, endpoint.address, endpoint.udp_port, session.modes))
         session.channel.enter(session)
+        session.seat.faults.check("ready")
 
     def _resume(self, message: messages.Resume) -> None:
         session, missed = self._server.resume(self, self._endpoint, message)

@@ -40,10 +40,11 @@ class Source:
 
 
 class Downlink:
-    """Seals and sends. What a full socket does not take is lost, as on any network."""
+    """Seals and sends. What a full socket does not take is counted and lost, as on any network."""
 
     def __init__(self, udp: socket.socket, peer: tuple[str, int], sealer: Sealer) -> None:
         self.sent = 0
+        self.not_taken = 0
         self._udp = udp
         self._peer = peer
         self._sealer = sealer
@@ -106,4 +107,4 @@ class Downlink:
         try:
             self._udp.sendto(packet, self._peer)
         except BlockingIOError:
-            return
+            self.not_taken += 1

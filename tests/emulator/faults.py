@@ -13,7 +13,7 @@ from tests.emulator.dave.group import DaveOp
 from tests.emulator.downlink import Bends
 from tests.emulator.messages import Refused
 
-Step = Literal["select", "speaking", "heartbeat", "resume"]
+Step = Literal["ready", "select", "description", "speaking", "heartbeat", "resume"]
 Response = Literal["type", "ssrc", "legacy", "port"]
 MlsOp = Literal[25, 27, 29, 30]
 _LARGEST = {"n": 10_000, "ms": 600_000, "seq": 2**16 - 1, "size": 10_000, "padding": 255, "csrc": 15}
@@ -69,7 +69,7 @@ class RejectFault(_Fault, tag="reject"):
 
 
 class CloseAtFault(_Fault, tag="close_at"):
-    """Close with a code when the client next does something: op 1, 5, 3 or 7."""
+    """Close with a code when the client next does something, op 1, 5, 3 or 7, or after the next op 2 or 4."""
 
     step: Step
     code: int

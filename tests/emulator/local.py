@@ -23,6 +23,7 @@ from tests.emulator.recorder import Recorder
 from tests.emulator.server import VoiceServer
 
 _READ_EVERY_S = 0.004
+_REPORT_EVERY_S = 5.0
 _PAYLOADS_KEPT = 1 << 16
 _SESSIONS_PER_SAMPLED_GUILD = 4
 _PEER_CLOSE_WAIT_S = 1.0
@@ -120,7 +121,7 @@ class LocalDiscord:
         site = web.TCPSite(control, *self._control)
         await site.start()
         self.control_url = f"http://{self._control[0]}:{site.port}"
-        self.reading = asyncio.create_task(_read_on(recorder))
+        self.reading = asyncio.create_task(_read_on(recorder, self._server))
         stack.push_async_callback(self._stop_reading)
 
     async def _converse(self, request: web.Request) -> web.WebSocketResponse:
@@ -153,8 +154,16 @@ class LocalDiscord:
             return
 
 
-async def _read_on(recorder: Recorder) -> None:
-    """Drain the sockets at a fixed pace: few large batches cost less than many small ones (reference section 10)."""
+async def _read_on(recorder: Recorder, server: VoiceServer) -> None:
+    """Drain the sockets at a fixed pace: few large batches cost less than many small ones (reference section 10).
+
+    Clients are sent a receiver report from time to time, without which discord.py's reader may sleep on.
+    """
+    clock = asyncio.get_running_loop().time
+    report_s = clock() + _REPORT_EVERY_S
     while True:
         recorder.drain()
+        if clock() >= report_s:
+            report_s += _REPORT_EVERY_S
+            server.send_reports()
         await asyncio.sleep(_READ_EVERY_S)

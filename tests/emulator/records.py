@@ -159,7 +159,8 @@ class SessionReport(msgspec.Struct, kw_only=True):
     `close_code` is that of its latest WebSocket to close (1006: no close frame), `close_clean` tells whether both
     sides sent a close frame. `trailing_silence` counts the silence frames at the end of what was received.
     `in_the_clear` are frames that should have been encrypted end to end (sampled guilds only), `audible_after_ms` is
-    the time from op 4 to the first frame that a member could decrypt, `forwarded` are packets sent to this client.
+    the time from op 4 to the first frame that a member could decrypt, `forwarded` are packets sent to this client,
+    `not_taken` those that this machine had no room for.
     """
 
     user: str
@@ -181,6 +182,7 @@ class SessionReport(msgspec.Struct, kw_only=True):
     keepalives: int
     in_the_clear: int
     forwarded: int
+    not_taken: int
     heartbeats: int
     dave_version: int
     told: ToldReport | None

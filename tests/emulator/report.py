@@ -180,6 +180,7 @@ def _session_report(session: VoiceSession, recorder: Recorder) -> SessionReport:
         mode=session.mode,
         resumed=session.resumed,
         forwarded=0 if session.downlink is None else session.downlink.sent,
+        not_taken=0 if session.downlink is None else session.downlink.not_taken,
         heartbeats=session.heartbeats,
         dave_version=session.dave_version,
         told=None if told is None else ToldReport(**dataclasses.asdict(told)),

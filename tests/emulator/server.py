@@ -6,7 +6,7 @@ import itertools
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address
 
 from tests.emulator.channel import Channel, NoSuchMemberError, TakenError
@@ -137,6 +137,8 @@ class VoiceServer:
         self._external_sender = ExternalSender()
         self._ghost_pool = GhostPool()
         self._stopping = False
+        self.member_moved: Callable[[Channel, str, bool], None] | None = None
+        """Called when a member came to a channel, or left it."""
         self._recorder: Recorder
         self._sampled_rows: Rows
         self._brief_rows: Rows
@@ -248,6 +250,8 @@ class VoiceServer:
         ssrc = self._free_ssrc()
         member = channel.join_member(user, ssrc, wanted.delay_ms / 1000)
         self._member_ssrcs.add(ssrc)
+        if self.member_moved is not None:
+            self.member_moved(channel, user, True)
         return member
 
     async def leave_member(self, guild: str, user: str) -> None:
@@ -256,6 +260,8 @@ class VoiceServer:
         self._recorder.drain()
         self._member_ssrcs.discard(channel.member(user).ssrc)
         await channel.leave_member(user)
+        if self.member_moved is not None:
+            self.member_moved(channel, user, False)
 
     def speak(self, guild: str, user: str, wanted: WantedSpeech) -> None:
         """Let a member say frames, or a tone, and then silence.
@@ -393,6 +399,12 @@ class VoiceServer:
                 session.conversation.want_close(Close.GOING_AWAY, "The server stops.")
                 open_ones.append(session.conversation)
         return open_ones
+
+    def send_reports(self) -> None:
+        """Send every client a receiver report about what it sends."""
+        for session in self._live():
+            if session.downlink is not None and session.spoke:
+                session.downlink.send_report(session.ssrc)
 
     async def close_channels(self) -> None:
         """Let no member go on."""

@@ -11,7 +11,7 @@ from tests.emulator.dave.codec import MlsFormatError, Reader, vector
 from tests.emulator.dave.commit import split
 from tests.emulator.dave.external_sender import ExternalSender
 from tests.emulator.dave.ghosts import make_key_package
-from tests.emulator.dave.group import TRANSITION_WAIT_S, DaveGroup, DaveOp, Outgoing
+from tests.emulator.dave.group import REPEAT_WAIT_S, TRANSITION_WAIT_S, DaveGroup, DaveOp, Outgoing
 from tests.emulator.dave.key_package import check_key_package
 from tests.emulator.dave.member import DaveyMember
 from tests.libdave_member import LibdaveMember
@@ -389,6 +389,23 @@ def test_a_broken_member_that_says_no_more_is_removed() -> None:
     call.post(call.group.tick())
     call.settle()
     assert set(call.group.members.values()) == {"11", "22"}
+
+
+def test_who_fails_again_and_again_is_not_hurried() -> None:
+    """A second op 31 in short order puts the next Add off, so that a client and the gateway do not run in circles."""
+    call = Call()
+    both_kinds(call, "11", "22")
+    call.settle()
+    hits = iter([True] * 2)
+    call.change = lambda message: damaged(message) if message.op == DaveOp.WELCOME and next(hits, False) else message
+    call.join("33")
+    call.settle()
+    assert call.group.told("33").invalid == 2
+    assert "33" in call.group.members.values()
+    assert call.group.deadline_s == call.now_s + REPEAT_WAIT_S
+    call.now_s += REPEAT_WAIT_S
+    call.post(call.group.tick())
+    call.settle().assert_whole()
 
 
 # decisions of the gateway

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.protocol import packet_seal
-from shared.protocol.packet_seal import NULL, encrypt_function, pointer, suffix_bytes
 from shared.protocol.transport_crypto import AES_GCM, MODES, open_packet
+from tests.sealed_row import SealedRow
 
 HEADER = bytes.fromhex("8078123400abcdefdeadbeef")
 
 
 def sealed(mode: str, key: bytes, frame: bytes, counter: int) -> bytes:
-    """A whole packet, made in place as a builder makes it."""
-    packet = np.zeros(len(HEADER) + len(frame) + 16 + 24, np.uint8)
-    packet[:12] = np.frombuffer(HEADER, np.uint8)
-    nonce = np.zeros(24, np.uint8)
-    nonce[:4] = np.frombuffer(counter.to_bytes(4, "big"), np.uint8)
-    keys = np.frombuffer(key, np.uint8).copy()
-    start = pointer(packet)
-    encrypt_function(mode)(start + 12, NULL, frame, len(frame), start, 12, NULL, pointer(nonce), pointer(keys))
-    end = 12 + len(frame) + 16
-    packet[end : end + 4] = nonce[:4]
-    return packet[: end + suffix_bytes(mode)].tobytes()
+    return SealedRow(mode, key, counter.to_bytes(4, "big")).seal(HEADER, frame)
 
 
 @pytest.mark.parametrize("mode", MODES)

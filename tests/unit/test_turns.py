@@ -1,43 +1,118 @@
-"""Handshakes take turns."""
+"""What holds the loop takes turns, and the pace decides how many."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+from collections.abc import Awaitable, Callable
 
-from worker.voice.commons import Turns
+import pytest
+
+from worker.voice.turns import Turns
+
+MS = 1_000_000
 
 
-async def test_a_handshake_that_never_ends_delays_no_other() -> None:
-    """A turn is a moment, not a place: whoever took one and waits for a dead server holds nobody up."""
-    turns = Turns(0.0)
-    never = asyncio.Event()
-    took = 0
+class Bench:
+    """Many who want a turn, and the order in which they had it."""
 
-    async def shake_hands() -> None:
-        nonlocal took
-        await turns.take()
-        took += 1
-        await never.wait()
+    def __init__(self, budget_ns: int | None) -> None:
+        self.turns = Turns(budget_ns)
+        self.had: list[str] = []
+        self._tasks: list[asyncio.Task[None]] = []
 
-    stuck = [asyncio.create_task(shake_hands()) for _ in range(200)]
-    async with asyncio.timeout(10):
-        while took < 200:  # noqa: ASYNC110 - the loop is let run
+    def want(self, name: str, take: Callable[[], Awaitable[None]], spends_ns: int = 0) -> asyncio.Task[None]:
+        async def one() -> None:
+            await take()
+            self.had.append(name)
+            if spends_ns:
+                self.turns.spent(spends_ns)
+
+        task = asyncio.create_task(one())
+        self._tasks.append(task)
+        return task
+
+    async def settle(self) -> list[str]:
+        """Let everybody go on who can; returns who had a turn since the last time."""
+        for _ in range(50):
             await asyncio.sleep(0)
-    for task in stuck:
-        task.cancel()
-    await asyncio.gather(*stuck, return_exceptions=True)
+        had, self.had = self.had, []
+        return had
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def test_turns_come_one_after_the_other() -> None:
-    """Each turn lies at least the set time after the one before."""
-    turns = Turns(0.01)
-    loop = asyncio.get_running_loop()
-    moments: list[float] = []
+@pytest.fixture
+async def bench() -> object:
+    made = Bench(10 * MS)
+    yield made
+    await made.close()
 
-    async def take() -> None:
-        await turns.take()
-        moments.append(loop.time())
 
-    await asyncio.gather(*(take() for _ in range(5)))
-    assert all(after - before > 0.005 for before, after in itertools.pairwise(moments))
+async def test_a_budget_is_given_out_and_no_more(bench: Bench) -> None:
+    """Ten milliseconds are four handshakes; the others wait until the pace has come round."""
+    for number in range(9):
+        bench.want(str(number), bench.turns.handshake)
+    assert await bench.settle() == ["0", "1", "2", "3"]
+    assert await bench.settle() == []
+    bench.turns.refill()
+    assert await bench.settle() == ["4", "5", "6"]
+    assert bench.turns.waiting == 2
+
+
+async def test_long_work_is_paid_back(bench: Bench) -> None:
+    """An operation of 38 ms costs the next ticks their turns."""
+    bench.want("long", bench.turns.group, spends_ns=38 * MS)
+    bench.want("next", bench.turns.group, spends_ns=1 * MS)
+    assert await bench.settle() == ["long"]
+    for _ in range(2):
+        bench.turns.refill()
+        assert await bench.settle() == []
+    bench.turns.refill()
+    assert await bench.settle() == ["next"]
+
+
+async def test_calls_that_stand_come_before_new_ones(bench: Bench) -> None:
+    """A group's message overtakes every handshake that waits."""
+    for number in range(100):
+        bench.want(f"handshake {number}", bench.turns.handshake)
+    await bench.settle()
+    bench.want("group", bench.turns.group, spends_ns=MS)
+    await bench.settle()
+    bench.turns.refill()
+    assert (await bench.settle())[0] == "group"
+
+
+async def test_a_budget_does_not_pile_up(bench: Bench) -> None:
+    """A quiet minute is no reason for a burst."""
+    for _ in range(3_000):
+        bench.turns.refill()
+    for number in range(20):
+        bench.want(str(number), bench.turns.handshake)
+    assert len(await bench.settle()) == 4
+
+
+async def test_who_gives_up_his_turn_holds_up_nobody(bench: Bench) -> None:
+    """Cancelled while he waits, or just when his turn had come."""
+    for number in range(4):
+        bench.want(f"first {number}", bench.turns.handshake)
+    await bench.settle()
+    waiting = [bench.want(f"gone {number}", bench.turns.handshake) for number in range(3)]
+    last = bench.want("last", bench.turns.handshake)
+    await bench.settle()
+    waiting[1].cancel()
+    bench.turns.refill()  # the first has his turn and has not woken yet
+    waiting[0].cancel()
+    waiting[2].cancel()
+    assert "last" in await bench.settle()
+    assert last.done()
+
+
+async def test_without_limit_nobody_waits() -> None:
+    free = Bench(None)
+    for number in range(200):
+        free.want(str(number), free.turns.handshake)
+    assert len(await free.settle()) == 200
+    await free.close()

@@ -28,7 +28,8 @@ from worker.fanout.sending import SenderProcess
 from worker.fanout.sockets import SocketPool
 from worker.membership import LEASE_MS, RENEW_EVERY_MS, Membership
 from worker.reporter import Reporter
-from worker.voice.commons import Turns, VoiceShared
+from worker.voice.commons import VoiceShared
+from worker.voice.turns import Turns
 
 AHEAD_TICKS = 4
 """Packets are built 60 to 80 ms before they leave."""
@@ -36,7 +37,8 @@ LATE_NS = (AHEAD_TICKS - 1) * TICK_NS
 """A pace that was held up for longer misses ticks."""
 _PAST_THE_TICK_NS = NS_PER_MS
 """The loop's timers count whole milliseconds and wake early: aimed at the tick itself, they would spin up to it."""
-HANDSHAKES_APART_S = 0.010
+SPARE_NS_PER_TICK = 10 * NS_PER_MS
+"""Half of a core at most goes into handshakes and encrypted groups."""
 _BEAT_TICKS = RENEW_EVERY_MS * NS_PER_MS // TICK_NS
 _GC_THRESHOLDS = (20_000, 20, 50)
 """Connections live long and packets leave no garbage: collect rarely."""
@@ -84,7 +86,7 @@ class FanoutWorker:
         http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
         )
-        self._voice = VoiceShared(http, tls, Turns(HANDSHAKES_APART_S))
+        self._voice = VoiceShared(http, tls, Turns(SPARE_NS_PER_TICK))
         self._wants: dict[str, GuildWant] = {}
         self._sessions: dict[str, GuildSession] = {}
         self._changing: set[str] = set()
@@ -173,6 +175,7 @@ class FanoutWorker:
             due = tick_at(now_ns)
             if not self._held_back:
                 self._build_until(due)
+            self._voice.turns.refill()
             if due >= beat_at_tick:
                 beat_at_tick = due + _BEAT_TICKS
                 self._membership.beat(self._headroom(), self._stats())

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from shared.errors import ErrorCode, VoiceError
 from shared.protocol import rtp
 from shared.protocol.opus import FRAME_SAMPLES, MAX_FRAME_BYTES, SILENCE_FRAME
-from shared.protocol.packet_seal import NULL, Encrypt, Pointer, encrypt_function, pointer, suffix_bytes
-from shared.protocol.transport_crypto import KEY_BYTES, NONCE_SUFFIX_BYTES, TAG_BYTES
+from shared.protocol.packet_seal import NULL, Encrypt, Pointer, encrypt_function, pointer
+from shared.protocol.transport_crypto import KEY_BYTES, NONCE_SUFFIX_BYTES, TAG_BYTES, suffix_bytes
 from worker.fanout.grid import SLOTS, choose_slot
 from worker.fanout.rows import ADDRESS_BYTES, HEAD, LAYOUT, PACKET_BYTES, RING_TICKS, RowTable
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
-import time
 from dataclasses import dataclass, field
 
 import aiohttp
+
+from worker.voice.turns import Turns
 
 
 @dataclass(slots=True)
@@ -24,22 +24,6 @@ class VoiceCounters:
     malformed_messages: int = 0
 
 
-class Turns:
-    """Spreads TLS handshakes of a worker over time: one holds the loop for a millisecond or two, and the pace must not
-    wait for hundreds of them. Nobody holds a place, so a server that does not answer delays no other.
-    """
-
-    def __init__(self, apart_s: float) -> None:
-        self._apart_s = apart_s
-        self._next_s = 0.0
-
-    async def take(self) -> None:
-        """Wait for a turn of one's own."""
-        now_s = time.monotonic()
-        self._next_s = max(self._next_s + self._apart_s, now_s)
-        await asyncio.sleep(self._next_s - now_s)
-
-
 @dataclass(slots=True)
 class VoiceShared:
     """Handed to each connection.
@@ -47,9 +31,8 @@ class VoiceShared:
     Attributes:
         http: opens the WebSockets.
         tls: trusts the servers.
-        turns: of handshakes.
+        turns: of what holds the loop.
         dave_required: send nothing without end-to-end encryption.
-        mls_turns: of MLS work.
     """
 
     http: aiohttp.ClientSession
@@ -57,4 +40,3 @@ class VoiceShared:
     turns: Turns
     dave_required: bool = False
     counters: VoiceCounters = field(default_factory=VoiceCounters)
-    mls_turns: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -168,7 +168,7 @@ class VoiceConnection:
             credentials.user_id,
             credentials.channel_id,
             counters=shared.counters,
-            turns=shared.mls_turns,
+            turns=shared.turns,
             required=shared.dave_required,
             receiving=receiver is not None,
             on_change=owner.changed,
@@ -222,7 +222,7 @@ class VoiceConnection:
         self._up_since_s = None
         self._keeping_alive = False
         try:
-            await self._shared.turns.take()
+            await self._shared.turns.handshake()
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 websocket = await self._shared.http.ws_connect(
                     self._url, ssl=self._shared.tls, max_msg_size=_LARGEST_MESSAGE_BYTES, autoclose=False, compress=0

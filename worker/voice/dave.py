@@ -6,15 +6,13 @@
 While a protocol version of 1 or more is in force nothing leaves in the clear: without keys there is no way to send,
 which is what `ready` says. Old keys stay in use until the transition to the next ones is executed.
 
-MLS work holds the interpreter for milliseconds, so the operations of a worker take turns (`turns`): between any two of
-them its pace comes round.
+MLS work holds the interpreter for milliseconds, so it is done in turns that the pace gives out (`turns.py`).
 
 Source: voice protocol reference, sections 6.2 to 6.5, 6.7 and 6.10; libdave through `dave.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
@@ -41,6 +39,7 @@ from shared.protocol.voice_gateway import (
     Welcomed,
 )
 from worker.voice.commons import VoiceCounters
+from worker.voice.turns import Turns
 
 MAX_VERSION = dave.get_max_supported_protocol_version()
 _NEW_GROUP_EPOCH = 1
@@ -89,7 +88,7 @@ class Dave:
         gateway: takes what is answered.
         user_id, channel_id: of this session; the channel names the group.
         counters: of the worker.
-        turns: held during MLS work.
+        turns: of the worker, taken for MLS work.
         required: refuse to send without end-to-end encryption.
         receiving: follow the keys of the others, too, for `decrypt`.
         on_change: called when `version`, `ready`, `protect` or `privacy_code` may have changed.
@@ -103,7 +102,7 @@ class Dave:
         channel_id: str,
         *,
         counters: VoiceCounters,
-        turns: asyncio.Lock,
+        turns: Turns,
         required: bool,
         receiving: bool,
         on_change: Callable[[], None],
@@ -170,24 +169,6 @@ class Dave:
         Raises: VoiceError: e2ee_downgraded, where encryption is required; e2ee_failed, after too many attempts.
         """
         match event:
-            case SessionDescription():
-                async with self._turns:
-                    self._describe(event.dave_protocol_version)
-            case ExternalSender():
-                async with self._turns:
-                    self._set_external_sender(event.package)
-            case Proposals():
-                async with self._turns:
-                    self._propose(event.body)
-            case CommitAnnounced():
-                async with self._turns:
-                    self._commit(event.transition_id, event.commit)
-            case Welcomed():
-                async with self._turns:
-                    self._welcome(event.transition_id, event.welcome)
-            case PrepareEpoch():
-                async with self._turns:
-                    self._prepare_epoch(event.mls_epoch, event.protocol_version)
             case PrepareTransition():
                 self._prepare(event.transition_id, event.protocol_version, None)
             case ExecuteTransition():
@@ -195,11 +176,23 @@ class Dave:
             case Resumed():
                 self._replaying = True
                 return
-            case HeartbeatAcked() if self._replaying:
-                # The heartbeat was sent after Resume, so all that was missed is here now.
-                self._replaying = False
-                async with self._turns:
-                    self._offer_again()
+            case HeartbeatAcked() if not self._replaying:
+                return
+            case (
+                SessionDescription()
+                | ExternalSender()
+                | Proposals()
+                | CommitAnnounced()
+                | Welcomed()
+                | PrepareEpoch()
+                | HeartbeatAcked()
+            ):
+                await self._turns.group()
+                began_ns = time.monotonic_ns()
+                try:
+                    self._work_on(event)
+                finally:
+                    self._turns.spent(time.monotonic_ns() - began_ns)
             case _:
                 return
         self._on_change()
@@ -207,6 +200,26 @@ class Dave:
     def close(self) -> None:
         """The session is over: nothing is executed any more."""
         self._drop_all()
+
+    def _work_on(self, event: Event) -> None:
+        """What takes milliseconds."""
+        match event:
+            case SessionDescription():
+                self._describe(event.dave_protocol_version)
+            case ExternalSender():
+                self._set_external_sender(event.package)
+            case Proposals():
+                self._propose(event.body)
+            case CommitAnnounced():
+                self._commit(event.transition_id, event.commit)
+            case Welcomed():
+                self._welcome(event.transition_id, event.welcome)
+            case PrepareEpoch():
+                self._prepare_epoch(event.mls_epoch, event.protocol_version)
+            case HeartbeatAcked():
+                # The heartbeat was sent after Resume, so all that was missed is here now.
+                self._replaying = False
+                self._offer_again()
 
     # the session
 

@@ -3,6 +3,7 @@
 Source: reference sections 6.4 (what a gateway sends) and 6.9 (book-keeping rules 1 to 13).
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -16,6 +17,8 @@ from tests.emulator.dave.key_package import check_key_package, key_package_refer
 PROTOCOL_VERSION = 1
 TRANSITION_WAIT_S = 2.0
 """How long the gateway waits for op 23, and for the key package that follows an op 31."""
+REPEAT_WAIT_S = 1.0
+"""Who says op 31 again within this time is added again only after it, so that no two run in circles."""
 _LAST_TRANSITION_ID = 2**16 - 1
 _NEW_GROUP_EPOCH = 1
 
@@ -67,7 +70,11 @@ class _Participant:
     broken: bool = False
     """Its leaf stands for a state it has lost."""
     hold_until_s: float | None = None
-    """So long its Remove waits for the key package to add it again with."""
+    """So long nothing is proposed about it: its new key package is awaited, or it fails again and again."""
+    invalid_s: float = -math.inf
+    """When it last said op 31."""
+    repeats: bool = False
+    """Whether it said so twice in short order."""
     has_sender: bool = False
     told: Told = field(default_factory=Told)
 
@@ -192,7 +199,7 @@ class DaveGroup:
         who.told.key_packages += 1
         out = self._revoke_add(who)
         who.broken = who.leaf is not None  # a member that sends another one began anew
-        who.hold_until_s = None
+        who.hold_until_s = who.invalid_s + REPEAT_WAIT_S if who.repeats else None
         who.key_package = body
         return out + self._advance()
 
@@ -226,9 +233,12 @@ class DaveGroup:
         who.told.invalid += 1
         out = self._revoke_add(who)
         who.key_package = None
+        now_s = self._clock()
+        who.repeats = now_s < who.invalid_s + REPEAT_WAIT_S
+        who.invalid_s = now_s
         if who.leaf is not None:
             who.broken = True
-            who.hold_until_s = self._clock() + TRANSITION_WAIT_S
+            who.hold_until_s = now_s + TRANSITION_WAIT_S
         if self._transition is not None:
             self._transition.waiting.discard(who)
         return out + self._end_transition() + self._advance()
@@ -296,7 +306,7 @@ class DaveGroup:
                 new.append(_Outstanding(proposal, who, leaf, b"", set(everybody)))
         for who in self._participants.values():
             recipients = everybody - {who}
-            if who.key_package is not None and (who, None) not in proposed and recipients:
+            if who.key_package is not None and (who, None) not in proposed and recipients and not self._held(who):
                 proposal = self.sender.add(self.channel_id, epoch, who.key_package)
                 new.append(_Outstanding(proposal, who, None, who.key_package, recipients))
         return new

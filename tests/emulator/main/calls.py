@@ -1,6 +1,7 @@
 """Who is in which call: joins, moves, leaves, and how they are told (reference section 1.2)."""
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +17,8 @@ from tests.emulator.session import VoiceSession
 
 DISCONNECTED = 4014
 """Close code of the voice gateway for whoever is no longer in the call."""
+_NEWS_MS = 50
+"""How long it takes until the voice servers know of a leave: a client's own close may come first."""
 
 
 class Teller(Protocol):
@@ -52,9 +55,11 @@ class Calls:
         self._teller = teller
         self._faults: dict[str, JoinFaults] = {}
         self._later: set[asyncio.TimerHandle] = set()
+        self._closed = False
 
     def close(self) -> None:
-        """Tell nothing any more."""
+        """Do nothing any more that is due later."""
+        self._closed = True
         for handle in self._later:
             handle.cancel()
         self._later.clear()
@@ -98,6 +103,18 @@ class Calls:
         if state is not None:
             self._leave(state)
 
+    def member_moved(self, guild: str, channel: str, user_id: str, *, here: bool) -> None:
+        """Somebody who is no bot came to a channel, or left it."""
+        if here:
+            session_id = secrets.token_hex(16)
+            state = VoiceState(guild, channel, user_id, session_id, self_mute=False, self_deaf=False, suppress=False)
+            self._world.states[guild, user_id] = state
+            self._tell_state(state)
+        else:
+            left = self._world.states.pop((guild, user_id), None)
+            if left is not None:
+                self._tell_state(left, left=True)
+
     # what happens to them
 
     def faults(self, guild: str) -> JoinFaults:
@@ -106,7 +123,8 @@ class Calls:
 
     def state(self, guild: str, user_id: str | None) -> VoiceState:
         """Where a user is; None stands for the only bot in the guild's calls. Raises: NoSuchCallError."""
-        states = [each for each in self._world.states_in(guild) if user_id in (None, each.user_id)]
+        bots = self._world.guilds[guild].bots if user_id is None else {user_id}
+        states = [each for each in self._world.states_in(guild) if each.user_id in bots]
         if len(states) != 1:
             raise NoSuchCallError(f"{len(states)} users of guild {guild!r} are meant, not one")
         return states[0]
@@ -194,21 +212,23 @@ class Calls:
         }
         for tell in tellers[fault.answer]:
             self._after(fault.delay_ms, tell)
-        if line is not None:
-            self._voice.expel(line, DISCONNECTED)
+        self._expel_later(line)
 
     def _leave(self, state: VoiceState) -> None:
         line = self._voice.line(state.guild, state.user_id)
         self._forget(state)
         self._tell_state(state, left=True)
-        if line is not None:
-            self._voice.expel(line, DISCONNECTED)
+        self._expel_later(line)
 
     def _forget(self, state: VoiceState) -> None:
         key = state.guild, state.user_id
         if self._world.states.get(key) is state:
             del self._world.states[key]
         self._voice.revoke(*key)
+
+    def _expel_later(self, line: VoiceSession | None) -> None:
+        if line is not None:
+            self._after(_NEWS_MS, lambda: self._voice.expel(line, DISCONNECTED))
 
     def _in_order(
         self, order: CloseOrder, tell: Callable[[], None], line: VoiceSession | None, code: int, gap_ms: int
@@ -245,6 +265,8 @@ class Calls:
         """Now, or later if the emulator still runs then."""
         if not delay_ms:
             step()
+            return
+        if self._closed:
             return
 
         def run() -> None:

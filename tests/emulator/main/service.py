@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 
 from aiohttp import web
 
+from tests.emulator.channel import Channel as VoiceChannel
 from tests.emulator.endpoint import ADDRESSES
 from tests.emulator.main.calls import Calls
 from tests.emulator.main.control import MainControl
@@ -34,6 +35,7 @@ class MainService:
         self._gateway = MainGateway(self._world, limits)
         self._link = VoiceLink(voice)
         self._gateway.calls = Calls(self._world, self._link, self._gateway)
+        voice.member_moved = self._member_moved
         self._rest = Rest(self._world, self._gateway)
         self.control = MainControl(self._world, self._gateway, self._link)
 
@@ -54,6 +56,9 @@ class MainService:
         self._rest.gateway_url = self.control.gateway_url = f"wss://{urls[0]}"
         self._gateway.resume_url = f"wss://{urls[1]}"
         self.control.api_url = f"https://{urls[0]}{BASE_PATH}"
+
+    def _member_moved(self, channel: VoiceChannel, user_id: str, here: bool) -> None:
+        self._gateway.calls.member_moved(channel.guild.guild, channel.channel, user_id, here=here)
 
     async def _converse(self, request: web.Request) -> web.WebSocketResponse:
         transport = request.transport

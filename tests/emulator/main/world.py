@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tests.emulator.main.records import BotRequest, ChannelPlan
 from tests.emulator.main.wire import shard_of
 
-_FIRST_USER_ID = 3_000_000_000_000_000_000
+_FIRST_USER_ID = 1_100_000_000_000_000_000
 
 
 class NoSuchBotError(LookupError):

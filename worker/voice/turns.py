@@ -1,0 +1,75 @@
+"""The worker's spare time, given out in turns: what holds its loop for milliseconds must not outrun the pace.
+
+A TLS handshake takes the loop one to three milliseconds, an MLS operation two to forty. The pace refills a budget after
+each tick that it built; work that was longer than its share is paid back by the next ticks. So whatever comes at once,
+and however slow the machine is just now, there is time to build between any two pieces of it.
+
+A turn is a moment and not a place: whoever took one and waits for a server that never answers holds nobody up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+_HANDSHAKE_NS = 3_000_000
+"""Charged for opening a connection: TLS, WebSocket and the messages until there is a key."""
+
+
+class Turns:
+    """Turns of one worker.
+
+    Args:
+        budget_ns: loop time per refill; None: without limit.
+    """
+
+    def __init__(self, budget_ns: int | None) -> None:
+        self._budget_ns = budget_ns
+        self._left_ns = budget_ns or 0
+        self._groups: deque[asyncio.Future[None]] = deque()
+        self._handshakes: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Who waits for a turn."""
+        return len(self._groups) + len(self._handshakes)
+
+    def refill(self) -> None:
+        """Called by the pace when a tick is built."""
+        if self._budget_ns is not None:
+            self._left_ns = min(self._budget_ns, self._left_ns + self._budget_ns)
+            self._give()
+
+    async def handshake(self) -> None:
+        """Wait for a turn to open a connection."""
+        await self._wait(self._handshakes)
+        self.spent(_HANDSHAKE_NS)
+
+    async def group(self) -> None:
+        """Wait for a turn to work on an encrypted group, ahead of all handshakes: calls that stand come first."""
+        await self._wait(self._groups)
+
+    def spent(self, ns: int) -> None:
+        """Charge for what was done in a turn, then let the next one have his."""
+        self._left_ns -= ns
+        self._give()
+
+    async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:
+        if self._budget_ns is None or (self._left_ns > 0 and not self.waiting):
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._give()  # it came too late for us
+            raise
+
+    def _give(self) -> None:
+        """Let one go on; he calls `spent`, and with that the next one comes."""
+        while self._left_ns > 0 and self.waiting:
+            turn = (self._groups or self._handshakes).popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
