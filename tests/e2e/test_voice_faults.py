@@ -321,6 +321,28 @@ async def closed_at_identify_by_a_crash(room: Room) -> None:
 
 
 @case(Due.ASKED)
+async def closed_after_ready(room: Room) -> None:
+    await room.fault("close_at", step="ready", code=4006)
+    await room.ask_to_join()
+    await room.renewed()
+
+
+@case(Due.AGAIN)
+async def closed_after_ready_by_a_crash(room: Room) -> None:
+    await room.fault("close_at", step="ready", code=4015)
+    await room.ask_to_join()
+    await room.renewed()
+
+
+@case(Due.RESUMED)
+async def closed_after_the_key_by_a_crash(room: Room) -> None:
+    """Op 26 goes down with the WebSocket."""
+    await room.fault("close_at", step="description", code=4015)
+    await room.play()
+    await room.resumed()
+
+
+@case(Due.ASKED)
 async def closed_at_select(room: Room) -> None:
     await room.fault("close_at", step="select", code=4006)
     await room.ask_to_join()
