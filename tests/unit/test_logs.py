@@ -26,20 +26,21 @@ class Recorder(io.StringIO):
 
 
 @pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    recorder = Recorder()
-    monkeypatch.setattr(sys, "stderr", recorder)
-    yield recorder.writes
+def _default_logging_afterwards() -> Iterator[None]:
+    yield
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
 
 
-def test_a_line_is_written_at_once(written: list[str]) -> None:
+@pytest.mark.usefixtures("_default_logging_afterwards")
+def test_a_line_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that share one standard error do not write into each other's lines."""
+    recorder = Recorder()
+    monkeypatch.setattr(sys, "stderr", recorder)
     configure("info", "json", role="fanout")
     get_logger().info("connection.opened", slot=3)
     get_logger().debug("datagram.dropped")
-    (line,) = written
+    (line,) = recorder.writes
     assert line.endswith("}\n")
     told = json.loads(line)
     assert (told["event"], told["role"], told["slot"], told["level"]) == ("connection.opened", "fanout", 3, "info")
