@@ -24,7 +24,7 @@ from shared.schema.records import GuildStatus
 from tests.e2e.outside_bot import outside_bot
 from tests.e2e.stack import Stack
 from tests.emulator.payloads import SILENCE_ID
-from tests.emulator.records import ChannelKind, GuildReport, HearingReport, MemberReport, SessionReport
+from tests.emulator.records import ChannelKind, GuildPackets, GuildReport, HearingReport, MemberReport, SessionReport
 from tests.media.make_programme import PROGRAMME
 from worker.fanout.app import AHEAD_TICKS
 from worker.fanout.build import SILENCE_FRAMES
@@ -813,6 +813,8 @@ class Fate:
     codes_equal: bool | None = None
     wanted: list[Event] = field(default_factory=list)
     status: GuildStatus | None = None
+    frames: set[bytes] = field(default_factory=set)
+    """All that members could decrypt, silence left out."""
     joined_s: float = 0.0
     silence_s: float = 0.0
     back_s: float = 0.0
@@ -830,6 +832,7 @@ class Told:
     """What became of all guilds: of those that were struck, by their stories, and of those that were not."""
 
     fates: dict[str, Fate]
+    published: set[bytes]
     bystanders: list[GuildReport]
     workers: int
     """Those that hold bystanders."""
@@ -853,7 +856,13 @@ async def told(running: Stack) -> AsyncIterator[Told]:
     await stack.hear_more(bystanders, SECOND // 2)
     async with watch.looking(), outside_bot(stack, {rooms["kicked_for_good"].guild}):
         await asyncio.gather(*(_live(fates[name], rooms[name], CASES[name]) for name in CASES))
-        yield Told(fates, list((await stack.heard(bystanders)).values()), len(await stack.by_worker(bystanders)))
+        entries = await stack.published(await stack.run_of(radio))
+        yield Told(
+            fates,
+            published={packet for entry in entries for packet in entry.packets},
+            bystanders=list((await stack.heard(bystanders)).values()),
+            workers=len(await stack.by_worker(bystanders)),
+        )
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -877,7 +886,9 @@ async def _live(fate: Fate, room: Room, one: Case) -> None:
             fate.newcomer = hearing_of(member_of(row, newcomer))
             fate.back_s = room.back_s
             fate.codes_equal = row.channels[-1].codes_equal
-            fate.joined_s, fate.silence_s = await _silences_s(room)
+            heard = await room.stack.packets(room.guild)
+            fate.joined_s, fate.silence_s = _silences_s(heard, room.joined_ns)
+            fate.frames = {frame for name, frame in heard.payloads.items() if name > SILENCE_ID}
         row = await room.look()
         fate.sessions = row.sessions
     except AssertionError as error:
@@ -896,17 +907,16 @@ async def _given_up(room: Room, code: str) -> None:
         raise AssertionError(f"not within {SETTLED_WITHIN_S:g} s: {code}, but {status}") from None
 
 
-async def _silences_s(room: Room) -> tuple[float, float]:
+def _silences_s(heard: GuildPackets, joined_ns: int) -> tuple[float, float]:
     """From the job to the first sound, and the longest silence after that: of what members could decrypt."""
-    recorded = (await room.stack.packets(room.guild)).sessions
     arrivals = sorted(
         at
-        for session in recorded
+        for session in heard.sessions
         for at, payload in zip(session.arrival_ns, session.payload, strict=True)
         if payload > SILENCE_ID
     )
     longest_ns = max((after - before for before, after in pairwise(arrivals)), default=0)
-    return (arrivals[0] - room.joined_ns) / 1e9, longest_ns / 1e9
+    return (arrivals[0] - joined_ns) / 1e9, longest_ns / 1e9
 
 
 def tell(name: str, fate: Fate, capsys: pytest.CaptureFixture[str]) -> None:
@@ -1034,6 +1044,12 @@ async def test_is_given_up(fates: dict[str, Fate], name: str, capsys: pytest.Cap
     assert fate.status.code == CASES[name].code
     assert fate.status.message
     assert fate.status.state in ("failed", "stopped")
+
+
+async def test_what_is_heard_is_what_was_published(told: Told) -> None:
+    """In every guild, encrypted or in the clear, before its fault and after it: these frames and no others."""
+    heard = {name: fate for name, fate in told.fates.items() if CASES[name].due is not Due.FAILED}
+    assert {name for name, fate in heard.items() if not fate.frames or fate.frames - told.published} == set()
 
 
 async def test_guilds_that_were_not_struck_hear_nothing_of_all_that(
