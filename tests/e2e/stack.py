@@ -548,9 +548,13 @@ class Stack:
         return {name: count for name, count in found.items() if name != "lost"}
 
     async def _ticks_skipped(self) -> int:
+        return sum(one.ticks_skipped for one in await self.worker_stats())
+
+    async def worker_stats(self) -> list[WorkerStats]:
+        """Figures of all workers, as of their last leases."""
         ids = await self.store.command("SMEMBERS", self.keys.workers)
         told = await self.store.pipeline([("HGET", self.keys.worker(one), "stats") for one in ids])
-        return sum(msgspec.json.decode(stats, type=WorkerStats).ticks_skipped for stats in told if stats)
+        return [msgspec.json.decode(stats, type=WorkerStats) for stats in told if stats]
 
 
 def ended_cleanly(session: SessionReport) -> bool:
