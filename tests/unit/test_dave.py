@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import suppress
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from tests.emulator.dave.member import DaveyMember
 from tests.libdave_member import LibdaveMember
 from tests.product_member import ProductMember
 from tests.unit.test_dave_group import CHANNEL, FRAME, Call
+from worker.voice.turns import Turns
 
 US, OTHER, THIRD = "11", "22", "33"
 kinds = pytest.mark.parametrize("kind", [DaveyMember, LibdaveMember])
@@ -484,6 +486,22 @@ def test_a_key_package_that_a_resume_may_have_lost_is_offered_again() -> None:
     (offered,) = member.start()
     member.resume()
     assert member.acknowledge() == [offered]
+    assert member.acknowledge() == []
+
+
+async def test_what_waits_for_its_turn_outlives_the_websocket() -> None:
+    """It was received, so a resume does not bring it again."""
+    turns = Turns(1)
+    turns.spent(5)
+    member = ProductMember(US, CHANNEL, turns=turns)
+    (described,) = member.gateway.receive_text(member.description())
+    waiting = asyncio.create_task(member.dave.take(described))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    for _ in range(5):
+        turns.refill()
+    assert [op for op, _ in member.resume()] == [26]
     assert member.acknowledge() == []
 
 
