@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -18,6 +19,18 @@ SSRC = 7
 _KEY = [0] * 32
 
 
+@dataclass
+class Alarm:
+    """A timer of the member's, that goes off when a test says so."""
+
+    after_s: float
+    ring: Callable[[], None]
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 class ProductMember:
     """Follows the group as a worker does."""
 
@@ -25,6 +38,7 @@ class ProductMember:
         self.user = user
         self.counters = VoiceCounters()
         self.changes = 0
+        self.alarms: list[Alarm] = []
         self.gateway = VoiceGateway(Credentials("1", str(channel_id), user, "session", "token"))
         self.dave = Dave(
             self.gateway,
@@ -35,10 +49,12 @@ class ProductMember:
             required=required,
             receiving=True,
             on_change=self._changed,
+            call_later=self._call_later,
             log=structlog.get_logger(),
         )
         self._others: set[str] = set()
         self._seq = 0
+        self._now_ms = 0
         self.gateway.connected()
         self._tell(2, {"ssrc": SSRC, "ip": "127.0.0.1", "port": 9, "modes": ["aead_aes256_gcm_rtpsize"]})
         self.gateway.select_protocol("127.0.0.1", 10, "aead_aes256_gcm_rtpsize")
@@ -46,6 +62,31 @@ class ProductMember:
 
     def _changed(self) -> None:
         self.changes += 1
+
+    def _call_later(self, after_s: float, ring: Callable[[], None]) -> Alarm:
+        self.alarms.append(Alarm(after_s, ring))
+        return self.alarms[-1]
+
+    def wait(self) -> None:
+        """So long that every timer goes off."""
+        alarms, self.alarms = self.alarms, []
+        for alarm in alarms:
+            if not alarm.cancelled:
+                alarm.ring()
+
+    def resume(self) -> list[Reply]:
+        """The WebSocket broke, and the session goes on over another one; what was missed is replayed by the caller."""
+        self.gateway.disconnected(None)
+        self.gateway.connected()
+        self.gateway.data_to_send()
+        return self._tell(9, None)
+
+    def heartbeat(self) -> list[Reply]:
+        """A heartbeat, and its answer."""
+        self._now_ms += 1
+        self.gateway.heartbeat(self._now_ms)
+        self.gateway.data_to_send()
+        return self._tell(6, {"t": self._now_ms})
 
     @property
     def ready(self) -> bool:
@@ -99,19 +140,6 @@ class ProductMember:
     def hear_text(self, text: str) -> list[Reply]:
         """Answer one text frame of the gateway."""
         return self._take(self.gateway.receive_text(text))
-
-    def resume(self) -> list[Reply]:
-        """Lose the WebSocket with all that was queued for it, and have the session resumed on another one."""
-        self.gateway.disconnected(1006)
-        self.gateway.connected()
-        self.gateway.data_to_send()
-        return self._tell(9, None)
-
-    def acknowledge(self) -> list[Reply]:
-        """Send a heartbeat and have it answered."""
-        self.gateway.heartbeat(1)
-        self.gateway.data_to_send()
-        return self._tell(6, {"t": 1})
 
     def encrypt(self, frame: bytes) -> bytes:
         """Send an Opus frame as a worker would."""

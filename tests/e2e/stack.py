@@ -195,6 +195,7 @@ class Stack:
         self.store: Store
         self.frames: Store
         self.discord: EmulatorClient
+        self.ca_file: Path
         self._supervisors = {name: dict(more) for name, more in (supervisors or {"supervisor": {}}).items()}
         self._coordinator = dict(coordinator or {})
         self._emulator = emulator
@@ -221,8 +222,9 @@ class Stack:
             ready = msgspec.json.decode(
                 await self.pool.start("emulator", "tests.emulator", "--sample", "128", *self._emulator, ready_line=True)
             )
+            self.ca_file = Path(ready["ca_file"])
             for more in self._supervisors.values():
-                more["GUILDCAST_TLS_CA_FILE"] = ready["ca_file"]
+                more["GUILDCAST_TLS_CA_FILE"] = str(self.ca_file)
             self.discord = await exits.enter_async_context(EmulatorClient(ready["control"]))
             await self.whole()
             self._exits = exits.pop_all()
@@ -546,9 +548,13 @@ class Stack:
         return {name: count for name, count in found.items() if name != "lost"}
 
     async def _ticks_skipped(self) -> int:
+        return sum(one.ticks_skipped for one in await self.worker_stats())
+
+    async def worker_stats(self) -> list[WorkerStats]:
+        """Figures of all workers, as of their last leases."""
         ids = await self.store.command("SMEMBERS", self.keys.workers)
         told = await self.store.pipeline([("HGET", self.keys.worker(one), "stats") for one in ids])
-        return sum(msgspec.json.decode(stats, type=WorkerStats).ticks_skipped for stats in told if stats)
+        return [msgspec.json.decode(stats, type=WorkerStats) for stats in told if stats]
 
 
 def ended_cleanly(session: SessionReport) -> bool:

@@ -24,8 +24,10 @@ from shared.schema.records import GuildStatus
 from tests.e2e.outside_bot import outside_bot
 from tests.e2e.stack import Stack
 from tests.emulator.payloads import SILENCE_ID
-from tests.emulator.records import ChannelKind, GuildReport, HearingReport, MemberReport, SessionReport
+from tests.emulator.records import ChannelKind, GuildPackets, GuildReport, HearingReport, MemberReport, SessionReport
 from tests.media.make_programme import PROGRAMME
+from worker.fanout.app import AHEAD_TICKS
+from worker.fanout.build import SILENCE_FRAMES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -34,6 +36,30 @@ SETTLED_WITHIN_S = 40.0
 LOOK_EVERY_S = 0.25
 SECOND = 50
 """Packets."""
+UNREADABLE_TEXTS = (
+    "{",
+    "",
+    "null",
+    "[]",
+    '{"d":{}}',
+    '{"op":"8","d":{}}',
+    '{"op":99,"d":{}}',
+    '{"op":-1,"d":{}}',
+    '{"op":5,"d":null}',
+    '{"op":5,"d":{"user_id":"x","ssrc":1,"speaking":1}}',
+    '{"op":8,"d":{"heartbeat_interval":-5}}',
+    '{"op":4,"d":{"mode":"' + AES + '","secret_key":[1,2,3],"dave_protocol_version":1}}',
+    '{"op":11,"d":{"user_ids":[17]}}',
+    '{"op":13,"d":{}}',
+    '{"op":21,"d":{"transition_id":70000,"protocol_version":0}}',
+    '{"op":22,"d":{"transition_id":"0"}}',
+    '{"op":24,"d":{"epoch":1}}',
+    '{"op":29,"d":{}}',
+    '{"op":2,"d":{"ssrc":1,"ip":"127.0.0.1","port":9,"modes":[]}}',
+    '{"op":9,"d":null}',
+    "[" * 10_000,
+)
+UNREADABLE_BYTES = (b"", b'{"op":5,"d":{}}', bytes([5]), bytes([25]), bytes([27]), bytes([99]) * 50)
 CROWD = 600
 """Arrivals that are more messages than a server keeps for a resume."""
 
@@ -46,6 +72,7 @@ class Due(Enum):
     RECOVERED = "the group was entered anew"
     AGAIN = "identified again, with the same credentials"
     ASKED = "the bot was asked for credentials"
+    PAUSED = "nothing is sent while nobody is there"
     FAILED = "given up"
 
 
@@ -98,7 +125,11 @@ class Room:
         self._radio = radio
         self._channel = channel
         self._kind = kind
+        self.stayed: list[str] = []
+        """Members who are there from the start to the end."""
         self.joined_ns = 0
+        self.back_s = 0.0
+        """From somebody's coming into an empty channel to what he heard first."""
 
     async def fault(self, kind: str, **fields: object) -> None:
         await self.stack.discord.fault(self.guild, kind, **fields)
@@ -152,6 +183,25 @@ class Room:
     async def leave_member(self, user: str) -> None:
         await self.stack.discord.members.leave(self.guild, user)
 
+    async def empty_and_refill(self, state: str) -> None:
+        """Let everybody leave, wait until nothing is sent any more, and let somebody come."""
+        for user in self.stayed:
+            await self.leave_member(user)
+        self.stayed.clear()
+        await self.stack.wait_state([self.guild], state, SETTLED_WITHIN_S)
+        await self.until(lambda row: row.sessions[-1].trailing_silence == SILENCE_FRAMES, "closing silence")
+        before = await self.look()
+        await self.until(lambda row: row.sessions[-1].keepalives > before.sessions[-1].keepalives, "a keepalive")
+        after = await self.look()
+        assert after.sessions[-1].packets == before.sessions[-1].packets
+        came_ns = time.time_ns()
+        newcomer = await self.join_member()
+        await self.heard_by(newcomer)
+        heard = hearing_of(member_of(await self.look(), newcomer))
+        assert heard is not None
+        assert heard.first_decrypted_ns is not None
+        self.back_s = (heard.first_decrypted_ns - came_ns) / 1e9
+
     async def heard_by(self, user: str, frames: int = SECOND // 2) -> None:
         await self.until(lambda row: decrypted(row, user) >= frames, f"member {user} hears {frames} frames")
 
@@ -172,18 +222,31 @@ class Case:
     members: int
     ghosts: int | None
     code: str
+    voided: int
 
 
 CASES: dict[str, Case] = {}
 
 
 def case(
-    due: Due, *, kind: ChannelKind = "voice", members: int = 1, ghosts: int | None = None, code: str = ""
+    due: Due,
+    *,
+    kind: ChannelKind = "voice",
+    members: int = 1,
+    ghosts: int | None = None,
+    code: str = "",
+    voided: int = 0,
 ) -> Callable[[Story], Story]:
-    """Note a story under its name; `members` and `ghosts` are in the channel before us."""
+    """Note a story under its name.
+
+    Args:
+        members, ghosts: in the channel before us.
+        code: of the status in the end.
+        voided: packets that were built ahead and must not leave any more.
+    """
 
     def note(story: Story) -> Story:
-        CASES[story.__name__] = Case(due, story, kind, members, ghosts, code)
+        CASES[story.__name__] = Case(due, story, kind, members, ghosts, code, voided)
         return story
 
     return note
@@ -207,7 +270,12 @@ def hearing_of(member: MemberReport) -> HearingReport | None:
     return next(iter(member.hearing.values()), None)
 
 
+def member_of(row: GuildReport, user: str) -> MemberReport:
+    return next(one for channel in row.channels for one in channel.members if one.user == user)
+
+
 def decrypted(row: GuildReport, user: str) -> int:
+    """Frames that a member could decrypt; none before it was seen."""
     found = [hearing_of(one) for channel in row.channels for one in channel.members if one.user == user]
     return sum(one.decrypted for one in found if one is not None)
 
@@ -253,8 +321,37 @@ async def closed_at_identify_by_a_crash(room: Room) -> None:
 
 
 @case(Due.ASKED)
+async def closed_after_ready(room: Room) -> None:
+    await room.fault("close_at", step="ready", code=4006)
+    await room.ask_to_join()
+    await room.renewed()
+
+
+@case(Due.AGAIN)
+async def closed_after_ready_by_a_crash(room: Room) -> None:
+    await room.fault("close_at", step="ready", code=4015)
+    await room.ask_to_join()
+    await room.renewed()
+
+
+@case(Due.RESUMED)
+async def closed_after_the_key_by_a_crash(room: Room) -> None:
+    """Op 26 goes down with the WebSocket."""
+    await room.fault("close_at", step="description", code=4015)
+    await room.play()
+    await room.resumed()
+
+
+@case(Due.ASKED)
 async def closed_at_select(room: Room) -> None:
     await room.fault("close_at", step="select", code=4006)
+    await room.ask_to_join()
+    await room.renewed()
+
+
+@case(Due.AGAIN)
+async def closed_at_select_by_a_crash(room: Room) -> None:
+    await room.fault("close_at", step="select", code=4015)
     await room.ask_to_join()
     await room.renewed()
 
@@ -352,6 +449,34 @@ async def kicked_for_good(room: Room) -> None:
     await room.fault("kick", code=4014)
 
 
+@case(Due.NOTHING)
+async def messages_that_cannot_be_read(room: Room) -> None:
+    """What makes no sense is passed over, and counted, and neither sequence nor group suffer."""
+    await room.play()
+    for text in UNREADABLE_TEXTS:
+        await room.fault("say", text=text, n=10)
+    for data in UNREADABLE_BYTES:
+        await room.fault("say", data=data, n=10)
+    await room.hear_more()
+
+
+@case(Due.NOTHING)
+async def a_flood_of_garbage(room: Room) -> None:
+    await room.play()
+    for _ in range(5):
+        await room.fault("say", text=UNREADABLE_TEXTS[0], n=1_000)
+        await room.fault("say", data=UNREADABLE_BYTES[0], n=100)
+        await room.hear_more(SECOND // 5)
+
+
+@case(Due.RESUMED)
+async def a_message_of_a_megabyte(room: Room) -> None:
+    """Larger than any honest one: the WebSocket is closed with 1009, the session goes on."""
+    await room.play()
+    await room.fault("say", text='{"op":5,"d":"' + "x" * (1 << 20) + '"}')
+    await room.resumed()
+
+
 # the handshake
 
 
@@ -418,7 +543,15 @@ async def no_mode_offered(room: Room) -> None:
     await room.ask_to_join()
 
 
-@case(Due.NOTHING)
+@case(Due.FAILED, code="voice_closed")
+async def only_a_discontinued_mode_offered(room: Room) -> None:
+    """It is chosen, for want of a better one, and refused: no server speaks it any more, this one included."""
+    await room.fault("modes", modes=["xsalsa20_poly1305_lite"])
+    await room.ask_to_join()
+    await room.stack.wait_event("guild.failed", guild=room.guild, close_code=4016, final=True)
+
+
+@case(Due.NOTHING, voided=2 * AHEAD_TICKS)
 async def a_new_key(room: Room) -> None:
     """Op 4 again: the counter begins anew, under a key of its own."""
     await room.play()
@@ -446,6 +579,28 @@ async def nobody_listed(room: Room) -> None:
     assert status is not None
     assert status.listeners is None
     await room.fault("clients_unlisted", on=False)
+
+
+@case(Due.FAILED, code="e2ee_failed")
+async def nobody_listed_in_an_encrypted_call(room: Room) -> None:
+    """Without op 11 everybody in the group is a stranger, and with strangers there is no group."""
+    await room.fault("clients_unlisted")
+    await room.ask_to_join()
+
+
+@case(Due.PAUSED, kind="stage")
+async def everybody_leaves_a_stage(room: Room) -> None:
+    """Played to for ten seconds more, then not."""
+    row = await room.play()
+    await room.empty_and_refill("idle")
+    assert sound_heard(await room.look()) > sound_heard(row) + 9 * SECOND
+
+
+@case(Due.PAUSED)
+async def everybody_leaves_an_encrypted_call(room: Room) -> None:
+    """Without a group there is nobody to encrypt for: silent at once."""
+    await room.play()
+    await room.empty_and_refill("alone")
 
 
 @case(Due.NOTHING, ghosts=100)
@@ -536,6 +691,13 @@ async def welcome_damaged_twice(room: Room) -> None:
     await room.recovered()
 
 
+@case(Due.FAILED, members=2, code="e2ee_failed")
+async def every_welcome_damaged(room: Room) -> None:
+    """Whoever cannot enter a group six times within a minute leaves it to others when to try again."""
+    await room.fault("damage", op=30, n=1_000)
+    await room.ask_to_join()
+
+
 @case(Due.RECOVERED, members=2)
 async def welcome_for_an_old_key_package(room: Room) -> None:
     await room.fault("foreign_welcome")
@@ -565,7 +727,7 @@ async def transition_executed_late(room: Room) -> None:
     await room.heard_by(await room.join_member())
 
 
-@case(Due.NOTHING)
+@case(Due.RECOVERED, voided=AHEAD_TICKS)
 async def downgrade_and_upgrade(room: Room) -> None:
     """Frames leave in the clear between op 22 of the one and op 21 of the other, and at no other time."""
     await room.play()
@@ -581,9 +743,9 @@ async def downgrade_and_upgrade(room: Room) -> None:
     await room.stack.wait_event("guild.dave_downgraded", guild=room.guild)
 
 
-@case(Due.NOTHING, members=2)
+@case(Due.RECOVERED, members=2)
 async def group_begun_anew(room: Room) -> None:
-    """Op 24 of epoch 1 in the middle of it."""
+    """Op 24 of epoch 1 in the middle of it: the others forget their keys at once."""
     await room.play()
     await room.fault("epoch_restart")
     await room.until(lambda row: one_key_package_more(row), "another key package")
@@ -651,8 +813,11 @@ class Fate:
     codes_equal: bool | None = None
     wanted: list[Event] = field(default_factory=list)
     status: GuildStatus | None = None
+    frames: set[bytes] = field(default_factory=set)
+    """All that members could decrypt, silence left out."""
     joined_s: float = 0.0
     silence_s: float = 0.0
+    back_s: float = 0.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -662,8 +827,19 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sta
         yield stack
 
 
+@dataclass
+class Told:
+    """What became of all guilds: of those that were struck, by their stories, and of those that were not."""
+
+    fates: dict[str, Fate]
+    published: set[bytes]
+    bystanders: list[GuildReport]
+    workers: int
+    """Those that hold bystanders."""
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def fates(running: Stack) -> AsyncIterator[dict[str, Fate]]:
+async def told(running: Stack) -> AsyncIterator[Told]:
     """Let every story happen, all at once; then let somebody join wherever we still play."""
     stack = running
     (stack.media / PROGRAMME.name).write_bytes(await asyncio.to_thread(PROGRAMME.read_bytes))
@@ -673,10 +849,25 @@ async def fates(running: Stack) -> AsyncIterator[dict[str, Fate]]:
     for (name, one), (guild, channel) in zip(CASES.items(), stack.new_guilds(len(CASES)), strict=True):
         await stack.discord.issue([(guild, channel)], kind=one.kind, members=one.members, ghosts=one.ghosts)
         rooms[name] = Room(stack, watch, radio, guild, channel, one.kind)
+        (there,) = await stack.discord.listen(guild)
+        rooms[name].stayed = [member.user for member in there.members]
     fates = {name: Fate() for name in CASES}
+    bystanders = await stack.join(4, radio)
+    await stack.hear_more(bystanders, SECOND // 2)
     async with watch.looking(), outside_bot(stack, {rooms["kicked_for_good"].guild}):
         await asyncio.gather(*(_live(fates[name], rooms[name], CASES[name]) for name in CASES))
-        yield fates
+        entries = await stack.published(await stack.run_of(radio))
+        yield Told(
+            fates,
+            published={packet for entry in entries for packet in entry.packets},
+            bystanders=list((await stack.heard(bystanders)).values()),
+            workers=len(await stack.by_worker(bystanders)),
+        )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fates(told: Told) -> dict[str, Fate]:
+    return told.fates
 
 
 async def _live(fate: Fate, room: Room, one: Case) -> None:
@@ -690,11 +881,14 @@ async def _live(fate: Fate, room: Room, one: Case) -> None:
             await room.heard_by(newcomer)
             row = await room.look()
             members = [member for channel in row.channels for member in channel.members]
-            first = [hearing_of(member) for member in members[: one.members]]
-            fate.stayed = [hearing for hearing in first if hearing is not None]
-            fate.newcomer = next(hearing_of(member) for member in members if member.user == newcomer)
+            stayed = [hearing_of(member) for member in members if member.user in room.stayed]
+            fate.stayed = [hearing for hearing in stayed if hearing is not None]
+            fate.newcomer = hearing_of(member_of(row, newcomer))
+            fate.back_s = room.back_s
             fate.codes_equal = row.channels[-1].codes_equal
-            fate.joined_s, fate.silence_s = await _silences_s(room)
+            heard = await room.stack.packets(room.guild)
+            fate.joined_s, fate.silence_s = _silences_s(heard, room.joined_ns)
+            fate.frames = {frame for name, frame in heard.payloads.items() if name > SILENCE_ID}
         row = await room.look()
         fate.sessions = row.sessions
     except AssertionError as error:
@@ -713,30 +907,30 @@ async def _given_up(room: Room, code: str) -> None:
         raise AssertionError(f"not within {SETTLED_WITHIN_S:g} s: {code}, but {status}") from None
 
 
-async def _silences_s(room: Room) -> tuple[float, float]:
+def _silences_s(heard: GuildPackets, joined_ns: int) -> tuple[float, float]:
     """From the job to the first sound, and the longest silence after that: of what members could decrypt."""
-    recorded = (await room.stack.packets(room.guild)).sessions
     arrivals = sorted(
         at
-        for session in recorded
+        for session in heard.sessions
         for at, payload in zip(session.arrival_ns, session.payload, strict=True)
         if payload > SILENCE_ID
     )
     longest_ns = max((after - before for before, after in pairwise(arrivals)), default=0)
-    return (arrivals[0] - room.joined_ns) / 1e9, longest_ns / 1e9
+    return (arrivals[0] - joined_ns) / 1e9, longest_ns / 1e9
 
 
 def tell(name: str, fate: Fate, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         code = f", {fate.status.code}" if fate.status is not None and fate.status.code else ""
+        back = f", audible {fate.back_s:.2f} s after somebody came" if fate.back_s else ""
         print(
             f"\n  {name}: {CASES[name].due.value}{code}; heard {fate.joined_s:.2f} s after the job,"
-            f" longest silence {fate.silence_s:.2f} s",
+            f" longest silence {fate.silence_s:.2f} s{back}",
             end=" ",
         )
 
 
-async def assert_heard(stack: Stack, fate: Fate) -> None:
+async def assert_heard(stack: Stack, fate: Fate, voided: int = 0) -> None:
     """Played to at the end, by a session without a fault, encrypted where it must be; the newcomer missed nothing."""
     assert not fate.error, fate.error
     assert fate.status is not None
@@ -744,7 +938,9 @@ async def assert_heard(stack: Stack, fate: Fate) -> None:
     newest = fate.sessions[-1]
     assert newest.state == "live"
     for session in fate.sessions:
-        assert not await stack.faults(session)
+        found = await stack.faults(session)
+        assert found.pop("lost", 0) <= voided
+        assert not found
         assert session.in_the_clear == 0
     if newest.dave_version:
         assert fate.codes_equal
@@ -754,6 +950,7 @@ async def assert_heard(stack: Stack, fate: Fate) -> None:
 
 def assert_missed_nothing(fate: Fate) -> None:
     """Whoever was there from the start could decrypt every frame."""
+    assert fate.stayed
     for hearing in fate.stayed:
         assert (hearing.failed, hearing.decrypted) == (0, hearing.received)
 
@@ -765,7 +962,7 @@ async def test_nothing_is_heard_of(
     """The same session, nothing lost, nobody asked, and every member decrypts every frame."""
     fate = fates[name]
     tell(name, fate, capsys)
-    await assert_heard(running, fate)
+    await assert_heard(running, fate, CASES[name].voided)
     (session,) = fate.sessions
     assert session.resumed == 0
     assert session.told is None or session.told.invalid == 0
@@ -780,7 +977,7 @@ async def test_is_resumed(
     """The same session over another WebSocket: nothing lost, nobody asked, the group unharmed."""
     fate = fates[name]
     tell(name, fate, capsys)
-    await assert_heard(running, fate)
+    await assert_heard(running, fate, CASES[name].voided)
     (session,) = fate.sessions
     assert session.resumed >= 1
     assert session.told is None or session.told.invalid == 0
@@ -795,7 +992,7 @@ async def test_the_group_is_entered_anew(
     """Op 31 and another key package, on the same session."""
     fate = fates[name]
     tell(name, fate, capsys)
-    await assert_heard(running, fate)
+    await assert_heard(running, fate, CASES[name].voided)
     (session,) = fate.sessions
     assert session.resumed == 0
     assert fate.wanted == []
@@ -808,7 +1005,7 @@ async def test_is_identified_again(
     """A handshake that the server broke off says nothing against the credentials: nobody is asked."""
     fate = fates[name]
     tell(name, fate, capsys)
-    await assert_heard(running, fate)
+    await assert_heard(running, fate, CASES[name].voided)
     assert fate.wanted == []
 
 
@@ -819,9 +1016,22 @@ async def test_the_bot_is_asked(
     """Once, and its answer is heard."""
     fate = fates[name]
     tell(name, fate, capsys)
-    await assert_heard(running, fate)
+    await assert_heard(running, fate, CASES[name].voided)
     assert len(fate.wanted) == 1
     assert fate.wanted[0].close_code in (4006, 4014, 4022)
+
+
+@pytest.mark.parametrize("name", of(Due.PAUSED))
+async def test_nobody_is_played_to(
+    running: Stack, fates: dict[str, Fate], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Silence at the end, then no packets; on the same session, sound again for whoever comes."""
+    fate = fates[name]
+    tell(name, fate, capsys)
+    await assert_heard(running, fate, CASES[name].voided)
+    (session,) = fate.sessions
+    assert session.resumed == 0
+    assert fate.wanted == []
 
 
 @pytest.mark.parametrize("name", of(Due.FAILED))
@@ -833,3 +1043,36 @@ async def test_is_given_up(fates: dict[str, Fate], name: str, capsys: pytest.Cap
     assert fate.status is not None
     assert fate.status.code == CASES[name].code
     assert fate.status.message
+    assert fate.status.state in ("failed", "stopped")
+
+
+async def test_what_is_heard_is_what_was_published(told: Told) -> None:
+    """In every guild, encrypted or in the clear, before its fault and after it: these frames and no others."""
+    heard = {name: fate for name, fate in told.fates.items() if CASES[name].due is not Due.FAILED}
+    assert {name for name, fate in heard.items() if not fate.frames or fate.frames - told.published} == set()
+
+
+async def test_guilds_that_were_not_struck_hear_nothing_of_all_that(
+    running: Stack, told: Told, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the same workers as those that were: one session, no packet lost, every frame decrypted."""
+    assert told.workers == 2
+    longest_ms = 0.0
+    for row in told.bystanders:
+        (session,) = row.sessions
+        assert not await running.faults(session)
+        assert (session.state, session.resumed, session.in_the_clear) == ("live", 0, 0)
+        (hearing,) = (hearing_of(member) for channel in row.channels for member in channel.members)
+        assert hearing is not None
+        assert (hearing.failed, hearing.decrypted) == (0, hearing.received)
+        longest_ms = max(longest_ms, hearing.longest_gap_ms)
+    with capsys.disabled():
+        print(f"\n  {len(told.bystanders)} others: longest silence {longest_ms / 1_000:.2f} s", end=" ")
+
+
+async def test_unreadable_messages_are_counted_all_and_logged_once_of_each_kind(running: Stack, told: Told) -> None:
+    """A flood of them does not become a flood of log lines."""
+    assert not told.fates["messages_that_cannot_be_read"].error
+    stats = await running.worker_stats()
+    assert sum(one.messages_malformed for one in stats) > 5_000
+    assert 10 < running.logged("message.malformed") < 64

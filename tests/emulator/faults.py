@@ -85,6 +85,14 @@ class ServerHeartbeatFault(_Fault, tag="server_heartbeat"):
     """Send op 3 as some servers do; the client is to answer at once."""
 
 
+class SayFault(_Fault, tag="say"):
+    """Say this `n` times: a text frame as it stands, or a binary one of a number and these bytes."""
+
+    text: str | None = None
+    data: bytes = b""
+    n: int = 1
+
+
 class FirstSeqFault(_Fault, tag="first_seq"):
     """Number the first sequenced message after the next Identify so."""
 
@@ -239,6 +247,7 @@ Fault = (
     | CloseAtFault
     | NoAckFault
     | ServerHeartbeatFault
+    | SayFault
     | FirstSeqFault
     | DiscoverySilentFault
     | DiscoveryLoseFirstFault

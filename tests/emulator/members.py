@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tests.emulator.dave.frame import is_protocol_frame
 from tests.emulator.dave.ghosts import make_key_package
 from tests.emulator.dave.group import DaveOp
 from tests.emulator.dave.member import DaveyMember, Reply
@@ -110,7 +111,10 @@ class Member:
         if hearing is None:
             hearing = self.hearing[sender] = Hearing()
         opus: bytes | None = frame
-        if self.dave is not None and not self.dave.downgraded:
+        if self.dave is not None and self.dave.downgraded:
+            # what was encrypted before op 22 is still under way
+            opus = self.dave.decrypt(sender, frame) if is_protocol_frame(frame) else frame
+        elif self.dave is not None:
             opus = self.dave.decrypt(sender, frame) if self.dave.version else None
         since_ns = self.since_ns
         if since_ns is None or arrival_ns < since_ns:

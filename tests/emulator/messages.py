@@ -165,8 +165,12 @@ class Outbox:
 
     def add_binary(self, op: int, body: bytes) -> bytes:
         """Number, keep and return a binary message."""
+        return self.add_bytes(bytes((op,)) + body)
+
+    def add_bytes(self, body: bytes) -> bytes:
+        """Number, keep and return a binary frame of anything."""
         seq = self._number()
-        message = seq.to_bytes(2, "big") + bytes((op,)) + body
+        message = seq.to_bytes(2, "big") + body
         self._kept.append((seq, message))
         return message
 

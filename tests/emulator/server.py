@@ -45,6 +45,7 @@ from tests.emulator.faults import (
     RejectFault,
     RtpFault,
     SaidFault,
+    SayFault,
     ServerHeartbeatFault,
     SpeakingRelayFault,
     StrayFault,
@@ -500,6 +501,12 @@ class VoiceServer:
                 self._conversation(seat).drop()
             case ServerHeartbeatFault():
                 self._conversation(seat).say(write(Op.HEARTBEAT, {"t": time.time_ns() // 1_000_000, "seq_ack": -1}))
+            case SayFault(text=text, data=data, n=n):
+                for _ in range(n):
+                    if text is None:
+                        self._session(seat).send_bytes(data)
+                    else:
+                        self._conversation(seat).say(text)
             case NewKeyFault():
                 session = self._session(seat)
                 self._conversation(seat).describe(session, self.renew_key(session))

@@ -109,6 +109,10 @@ class VoiceSession:
         """Send a sequenced binary message, or keep it for the resume."""
         self._deliver(self.outbox.add_binary(op, body))
 
+    def send_bytes(self, body: bytes) -> None:
+        """Send a numbered binary frame of anything, or keep it for the resume."""
+        self._deliver(self.outbox.add_bytes(body))
+
     def _deliver(self, message: str | bytes) -> None:
         if self.conversation is not None:
             self.conversation.say(message)

@@ -626,6 +626,18 @@ async def test_modes_and_rejection_apply_to_the_next_identify(bench: Bench) -> N
     assert third.ready["modes"][:2] == [AES, XCHACHA]
 
 
+async def test_anything_can_be_said(bench: Bench) -> None:
+    """Text as it stands, and numbered bytes, so often."""
+    client = await (await bench.guild()).connect()
+    await client.authenticate()
+    await client.heartbeat()
+    await bench.emulator.fault("1", "say", text="{no JSON", n=2)
+    await bench.emulator.fault("1", "say", data=b"\x63rubbish")
+    assert [await client.ws.receive_str(timeout=ANSWER_S) for _ in range(2)] == ["{no JSON"] * 2
+    told = await client.ws.receive_bytes(timeout=ANSWER_S)
+    assert told == (client.seqs[-1] + 1).to_bytes(2, "big") + b"\x63rubbish"
+
+
 async def test_heartbeats_can_stay_unanswered(bench: Bench) -> None:
     """With no_ack nothing comes back, and turning it off ends that."""
     client = await (await bench.guild()).connect()

@@ -47,6 +47,8 @@ HANDSHAKE_TIMEOUT_S = 20.0
 DISCOVERY_EVERY_S = 1.0
 DISCOVERY_TRIES = 6
 KEEPALIVE_EVERY_S = 5.0
+SHORTEST_HEARTBEAT_S = 1.0
+"""Whatever a server tells: each millisecond, heartbeats would be a flood, and every pause of a network a dead peer."""
 DEAD_AFTER_UNACKED = 2
 """At the server's own interval of 13.75 s a dead one is noticed after 28 to 41 s (section 2.4)."""
 RESUME_TRIES = 5
@@ -170,6 +172,7 @@ class VoiceConnection:
             required=shared.dave_required,
             receiving=receiver is not None,
             on_change=owner.changed,
+            call_later=asyncio.get_running_loop().call_later,
             log=self._log,
         )
 
@@ -207,6 +210,7 @@ class VoiceConnection:
                 await self._may_resume()
         finally:
             self._closing = True
+            self.dave.close()
             if self._port is not None:
                 self._port.release()
 
@@ -289,7 +293,8 @@ class VoiceConnection:
         """Do what an event asks for; returns the tasks that live as long as this WebSocket."""
         match event:
             case Hello(heartbeat_interval_ms=interval_ms):
-                return [group.create_task(self._heartbeat(websocket, interval_ms / 1_000))]
+                interval_s = max(SHORTEST_HEARTBEAT_S, interval_ms / 1_000)
+                return [group.create_task(self._heartbeat(websocket, interval_s))]
             case Ready():
                 if self._port is not None:
                     self._port.release()

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import cache, partial
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import dave
 from structlog.typing import FilteringBoundLogger
@@ -52,8 +52,20 @@ _LARGEST_TRANSITIONS = 64
 """Transitions that may be prepared and not executed; more of them only a broken server has."""
 _CODE_DIGITS, _CODE_GROUP = 30, 5
 _OLD_KEYS_S = 10.0
+EXECUTED_WITHIN_S = 5.0
+"""A gateway waits 2 s for whoever is not ready, then executes. Who is still without op 22 after this takes it for lost:
+the keys before are heard for 10 s only, and by newcomers not at all."""
 
 Protect = Callable[[bytes], bytes | None]
+
+
+class Timer(Protocol):
+    """What `asyncio.AbstractEventLoop.call_later` gives."""
+
+    def cancel(self) -> None: ...
+
+
+CallLater = Callable[[float, Callable[[], None]], Timer]
 
 
 class _Keys(NamedTuple):
@@ -61,6 +73,14 @@ class _Keys(NamedTuple):
 
     number: int
     ratchet: dave.IKeyRatchet
+
+
+class _Prepared(NamedTuple):
+    """A transition that waits for its execution."""
+
+    version: int
+    keys: _Keys | None
+    overdue: Timer
 
 
 @cache
@@ -80,6 +100,7 @@ class Dave:
         required: refuse to send without end-to-end encryption.
         receiving: follow the keys of the others, too, for `decrypt`.
         on_change: called when `version`, `ready`, `protect` or `privacy_code` may have changed.
+        call_later: of the event loop.
     """
 
     def __init__(
@@ -93,6 +114,7 @@ class Dave:
         required: bool,
         receiving: bool,
         on_change: Callable[[], None],
+        call_later: CallLater,
         log: FilteringBoundLogger,
     ) -> None:
         self._gateway = gateway
@@ -103,6 +125,7 @@ class Dave:
         self._required = required
         self._decryptors: dict[str, dave.Decryptor] | None = {} if receiving else None
         self._on_change = on_change
+        self._call_later = call_later
         self._log = log
         self._session: dave.Session | None = None
         self._encryptor = dave.Encryptor()
@@ -118,8 +141,8 @@ class Dave:
         """A resume may have lost the key package on its way; nobody would ever take us in."""
         self._taken_welcome = b""
         """Digest of the Welcome to this group: it may be told again."""
-        self._pending: dict[int, tuple[int, _Keys | None]] = {}
-        """Transition -> version and our next keys."""
+        self._pending: dict[int, _Prepared] = {}
+        """By transition, the one prepared last at the end."""
         self._keys_made = 0
         self._keys_in_force = 0
         self._mls_epoch: int | None = None
@@ -179,8 +202,7 @@ class Dave:
                 _check_version(event.protocol_version)
                 self._prepare(event.transition_id, event.protocol_version, None)
             case ExecuteTransition():
-                if event.transition_id in self._pending:
-                    self._execute(*self._pending.pop(event.transition_id))
+                self._execute_prepared(event.transition_id)
             case Resumed():
                 self._offer_again = self._session is not None and not self._in_group
                 await self._work()
@@ -197,6 +219,11 @@ class Dave:
             case _:
                 return
         self._on_change()
+
+    def close(self) -> None:
+        """The session is over: nothing is executed any more."""
+        for transition_id in list(self._pending):
+            self._drop(transition_id)
 
     async def _work(self) -> None:
         """Do in turns what takes milliseconds."""
@@ -393,7 +420,7 @@ class Dave:
     @property
     def _clear_frames_may_come(self) -> bool:
         """No encryption is in force, or about to be."""
-        return not self.version or any(not version for version, _ in self._pending.values())
+        return not self.version or any(not prepared.version for prepared in self._pending.values())
 
     def _prepare(self, transition_id: int, version: int, keys: _Keys | None) -> None:
         if transition_id == 0:
@@ -403,11 +430,35 @@ class Dave:
             for decryptor in (self._decryptors or {}).values():
                 decryptor.transition_to_passthrough_mode(True)
         while len(self._pending) >= _LARGEST_TRANSITIONS:
-            del self._pending[next(iter(self._pending))]
-        if keys is None and transition_id in self._pending:
-            keys = self._pending[transition_id][1]
-        self._pending[transition_id] = (version, keys)
+            self._drop(next(iter(self._pending)))
+        if transition_id in self._pending:
+            before = self._drop(transition_id)
+            keys = keys or before.keys
+        overdue = self._call_later(EXECUTED_WITHIN_S, partial(self._execute_overdue, transition_id))
+        self._pending[transition_id] = _Prepared(version, keys, overdue)
         self._gateway.transition_ready(transition_id)
+
+    def _drop(self, transition_id: int) -> _Prepared:
+        """Take a transition off the list."""
+        prepared = self._pending.pop(transition_id)
+        prepared.overdue.cancel()
+        return prepared
+
+    def _execute_prepared(self, transition_id: int) -> None:
+        """Op 22; of an unknown transition it does nothing."""
+        while transition_id in self._pending:
+            first = next(iter(self._pending))
+            prepared = self._drop(first)
+            if first == transition_id:  # what was prepared before it is passed over: it would lead back
+                self._execute(prepared.version, prepared.keys)
+
+    def _execute_overdue(self, transition_id: int) -> None:
+        """No op 22 came. Encryption is never given up on such a guess."""
+        if not self._pending[transition_id].version:
+            return
+        self._fail("execution that did not come")
+        self._execute_prepared(transition_id)
+        self._on_change()
 
     def _execute(self, version: int, keys: _Keys | None) -> None:
         """Have a version, and keys, come into force; never keys that were made before those in force."""
