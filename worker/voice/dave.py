@@ -14,6 +14,7 @@ Source: voice protocol reference, sections 6.2 to 6.5, 6.7 and 6.10; libdave thr
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable
@@ -446,11 +447,14 @@ class Dave:
 
     def _execute_prepared(self, transition_id: int) -> None:
         """Op 22; of an unknown transition it does nothing."""
-        while transition_id in self._pending:
-            first = next(iter(self._pending))
-            prepared = self._drop(first)
-            if first == transition_id:  # what was prepared before it is passed over: it would lead back
-                self._execute(prepared.version, prepared.keys)
+        if transition_id not in self._pending:
+            return
+        earlier = list(itertools.takewhile(lambda one: one != transition_id, self._pending))
+        prepared = self._drop(transition_id)
+        for one in earlier:
+            if prepared.keys is None and self._pending[one].keys is None:
+                self._drop(one)  # an older order about the version: it would lead back
+        self._execute(prepared.version, prepared.keys)
 
     def _execute_overdue(self, transition_id: int) -> None:
         """No op 22 came. Encryption is never given up on such a guess."""
