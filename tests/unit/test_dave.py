@@ -421,23 +421,6 @@ def test_proposals_that_are_told_twice_are_committed_once() -> None:
     call.settle().assert_whole()
 
 
-def test_keys_that_wait_for_their_transition_outlive_a_recovery() -> None:
-    """The others have them: we are heard with them until we are back in the group."""
-    call = Call()
-    member = us(call)
-    other = call.join(OTHER)
-    call.settle()
-    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
-    third = call.join(THIRD)
-    call.settle()
-    (transition_id,) = member.dave._pending
-    assert [op for op, _ in member.hear(29, b"\x00\x63" + os.urandom(50))] == [31, 26]
-    member.hear(22, {"transition_id": transition_id})
-    assert member.ready
-    sealed = member.encrypt(FRAME)
-    assert (other.decrypt(US, sealed), third.decrypt(US, sealed)) == (FRAME, FRAME)
-
-
 def test_older_keys_never_come_back_into_force() -> None:
     """A transition that is executed behind a later one changes nothing: nobody keeps keys for long."""
     call = Call()
@@ -480,15 +463,6 @@ def test_the_epoch_is_known_from_the_first_proposals_on() -> None:
     call.settle()
     assert call.group.mls_epoch is not None
     assert member.dave.mls_epoch == call.group.mls_epoch - 1
-
-
-def test_a_key_package_that_a_resume_may_have_lost_is_offered_again() -> None:
-    """Nobody would ever take us in; offered once, and not before the server has told all again."""
-    member = ProductMember(US, CHANNEL)
-    (offered,) = member.start()
-    member.resume()
-    assert member.heartbeat() == [offered]
-    assert member.heartbeat() == []
 
 
 async def test_what_waits_for_its_turn_outlives_the_websocket() -> None:
