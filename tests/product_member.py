@@ -34,7 +34,7 @@ class Alarm:
 class ProductMember:
     """Follows the group as a worker does."""
 
-    def __init__(self, user: str, channel_id: int, *, required: bool = False) -> None:
+    def __init__(self, user: str, channel_id: int, *, required: bool = False, turns: Turns | None = None) -> None:
         self.user = user
         self.counters = VoiceCounters()
         self.changes = 0
@@ -45,7 +45,7 @@ class ProductMember:
             user,
             str(channel_id),
             counters=self.counters,
-            turns=Turns(None),
+            turns=turns or Turns(None),
             required=required,
             receiving=True,
             on_change=self._changed,
@@ -123,8 +123,12 @@ class ProductMember:
 
     def start(self, version: int = 1) -> list[Reply]:
         """Op 4."""
+        return self.hear_text(self.description(version))
+
+    def description(self, version: int = 1) -> str:
+        """Op 4 as the gateway says it."""
         mode = "aead_aes256_gcm_rtpsize"
-        return self._tell(4, {"mode": mode, "secret_key": _KEY, "dave_protocol_version": version})
+        return json.dumps({"op": 4, "d": {"mode": mode, "secret_key": _KEY, "dave_protocol_version": version}})
 
     def hear(self, op: int, body: bytes | dict[str, int]) -> list[Reply]:
         """Answer one message of the gateway."""

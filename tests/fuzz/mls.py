@@ -50,6 +50,8 @@ class Step(IntEnum):
     PEER = 3
     FRAME = 4
     USERS = 5
+    WAIT = 6
+    RESUME = 7
 
 
 # what runs an input
@@ -82,6 +84,11 @@ class _Room:
                 self.member.decrypt(PEER, _edited(sealed, payload))
             case Step.USERS:
                 self.member.dave.members({str(number) for number in payload})
+            case Step.WAIT:
+                self.member.wait()
+            case Step.RESUME:
+                self.member.resume()
+                self.member.heartbeat()
         self._assert_nothing_leaks()
 
     def _hear(self, op: int, body: bytes) -> None:
@@ -291,7 +298,11 @@ def _joining(random: Random) -> list[tuple[int, bytes]]:
 
 
 def _disturbance(random: Random, pool: _Pool, steps: list[tuple[int, bytes]]) -> tuple[int, bytes]:
-    match random.randrange(8):
+    match random.randrange(10):
+        case 8:
+            return Step.WAIT, b""
+        case 9:
+            return Step.RESUME, b""
         case 0 | 1:
             return Step.HEAR, random.choice(_ORDERS)
         case 2 | 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import suppress
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from tests.libdave_member import LibdaveMember
 from tests.product_member import ProductMember
 from tests.unit.test_dave_group import CHANNEL, FRAME, Call
 from worker.voice.dave import EXECUTED_WITHIN_S
+from worker.voice.turns import Turns
 
 US, OTHER, THIRD = "11", "22", "33"
 kinds = pytest.mark.parametrize("kind", [DaveyMember, LibdaveMember])
@@ -276,6 +278,7 @@ def test_frames_on_their_way_are_heard_around_a_downgrade() -> None:
     sealed = [other.encrypt(FRAME), other.encrypt(FRAME)]
     assert member.decrypt(OTHER, FRAME) is None
     member.hear(21, {"transition_id": 9, "protocol_version": 0})
+    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
     third = call.join(THIRD)
     call.settle()
     assert [member.decrypt(user, FRAME) for user in (OTHER, THIRD)] == [FRAME, FRAME]
@@ -418,23 +421,6 @@ def test_proposals_that_are_told_twice_are_committed_once() -> None:
     call.settle().assert_whole()
 
 
-def test_keys_that_wait_for_their_transition_outlive_a_recovery() -> None:
-    """The others have them: we are heard with them until we are back in the group."""
-    call = Call()
-    member = us(call)
-    other = call.join(OTHER)
-    call.settle()
-    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
-    third = call.join(THIRD)
-    call.settle()
-    (transition_id,) = member.dave._pending
-    assert [op for op, _ in member.hear(29, b"\x00\x63" + os.urandom(50))] == [31, 26]
-    member.hear(22, {"transition_id": transition_id})
-    assert member.ready
-    sealed = member.encrypt(FRAME)
-    assert (other.decrypt(US, sealed), third.decrypt(US, sealed)) == (FRAME, FRAME)
-
-
 def test_older_keys_never_come_back_into_force() -> None:
     """A transition that is executed behind a later one changes nothing: nobody keeps keys for long."""
     call = Call()
@@ -479,12 +465,19 @@ def test_the_epoch_is_known_from_the_first_proposals_on() -> None:
     assert member.dave.mls_epoch == call.group.mls_epoch - 1
 
 
-def test_a_key_package_that_a_resume_may_have_lost_is_offered_again() -> None:
-    """Nobody would ever take us in; offered once, and not before the server has told all again."""
-    member = ProductMember(US, CHANNEL)
-    (offered,) = member.start()
-    member.resume()
-    assert member.heartbeat() == [offered]
+async def test_what_waits_for_its_turn_outlives_the_websocket() -> None:
+    """It was received, so a resume does not bring it again."""
+    turns = Turns(1)
+    turns.spent(5)
+    member = ProductMember(US, CHANNEL, turns=turns)
+    (described,) = member.gateway.receive_text(member.description())
+    waiting = asyncio.create_task(member.dave.take(described))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    for _ in range(5):
+        turns.refill()
+    assert [op for op, _ in member.resume()] == [26]
     assert member.heartbeat() == []
 
 

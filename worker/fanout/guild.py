@@ -141,8 +141,8 @@ class GuildSession:
         self._watch_for_desertion(connection.others)
         if self._row is None:
             return
-        if connection.dave.ready:
-            self._builder.protect(self._row, connection.dave.protect)
+        # also before there are keys: what was built in the clear is void once encryption is in force
+        self._builder.protect(self._row, connection.dave.protect)
         audible = connection.dave.ready and not self._deserted
         self._builder.tune(self._row, self._lane_of(self.want.spec.broadcast) if audible else None)
         self.tell_how_it_is()

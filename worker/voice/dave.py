@@ -135,6 +135,8 @@ class Dave:
         """The newest; a group that is there goes on with the one it began with."""
         self._negotiated = 0
         """Version of the group that is being made."""
+        self._untaken: deque[Event] = deque()
+        """Waits for its turn. It outlives the WebSocket: a resume does not bring again what was received."""
         self._key_package = b""
         self._offer_again = False
         """A resume may have lost the key package on its way; nobody would ever take us in."""
@@ -169,7 +171,7 @@ class Dave:
 
     @property
     def protect(self) -> Protect | None:
-        """What a frame goes through before it leaves; None: nothing. Only while `ready`."""
+        """What a frame goes through before it leaves; None: nothing, which is enough only while `ready`."""
         return self._encrypt if self.version else None
 
     def decrypt(self, user_id: str, frame: bytes) -> bytes | None:
@@ -204,7 +206,7 @@ class Dave:
                 self._execute_prepared(event.transition_id)
             case Resumed():
                 self._offer_again = self._session is not None and not self._in_group
-                return
+                await self._work()
             case HeartbeatAcked():  # of a heartbeat behind the resume: what the server had to say again has come
                 if self._offer_again and not self._in_group:
                     self._gateway.key_package(self._key_package)
@@ -213,12 +215,8 @@ class Dave:
             case (
                 SessionDescription() | ExternalSender() | Proposals() | CommitAnnounced() | Welcomed() | PrepareEpoch()
             ):
-                await self._turns.group()
-                began_ns = time.monotonic_ns()
-                try:
-                    self._work_on(event)
-                finally:
-                    self._turns.spent(time.monotonic_ns() - began_ns)
+                self._untaken.append(event)
+                await self._work()
             case _:
                 return
         self._on_change()
@@ -228,8 +226,17 @@ class Dave:
         for transition_id in list(self._pending):
             self._drop(transition_id)
 
+    async def _work(self) -> None:
+        """Do in turns what takes milliseconds."""
+        while self._untaken:
+            await self._turns.group()
+            began_ns = time.monotonic_ns()
+            try:
+                self._work_on(self._untaken.popleft())
+            finally:
+                self._turns.spent(time.monotonic_ns() - began_ns)
+
     def _work_on(self, event: Event) -> None:
-        """What takes milliseconds."""
         match event:
             case SessionDescription():
                 self._describe(event.dave_protocol_version)
@@ -284,6 +291,7 @@ class Dave:
         if package is None:
             raise VoiceError("no key package could be made", code=ErrorCode.E2EE_FAILED)
         self._key_package = package
+        self._offer_again = False
         self._gateway.key_package(package)
 
     def _note_failure(self, source: str, reason: str) -> None:
@@ -464,8 +472,9 @@ class Dave:
         if not version and self._required:
             raise VoiceError("the server ordered to send without end-to-end encryption", code=ErrorCode.E2EE_DOWNGRADED)
         self.version = version
+        passthrough = self._clear_frames_may_come
         for decryptor in (self._decryptors or {}).values():
-            decryptor.transition_to_passthrough_mode(self._clear_frames_may_come)
+            decryptor.transition_to_passthrough_mode(passthrough)
         if not version:
             self._encryptor.set_key_ratchet(None)
         elif keys is not None and keys.number > self._keys_in_force:
