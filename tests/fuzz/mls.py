@@ -32,7 +32,7 @@ from tests.unit.test_dave_group import CHANNEL, FRAME, Call
 
 US, PEER = "11", "22"
 _GHOSTS = ("501", "502", "503", "504")
-_ENDS = {ErrorCode.E2EE_FAILED, ErrorCode.E2EE_REQUIRED, ErrorCode.E2EE_DOWNGRADED}
+_ENDS = {ErrorCode.E2EE_FAILED, ErrorCode.E2EE_REQUIRED}
 """What may end a session."""
 _EPOCHS = 4
 _EDIT_BYTES = 4

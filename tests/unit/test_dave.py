@@ -165,14 +165,26 @@ def test_a_downgrade_comes_into_force_with_its_execution_and_is_counted() -> Non
 
 
 def test_a_downgrade_is_refused_where_encryption_is_required() -> None:
-    """Nothing leaves in the clear; the session ends with a code of its own."""
+    """Nothing leaves until the server has returned to encryption; it is counted all the same."""
     member = ProductMember(US, CHANNEL, required=True)
     member.start()
     member.hear(21, {"transition_id": 9, "protocol_version": 0})
-    with pytest.raises(VoiceError) as refused:
-        member.hear(22, {"transition_id": 9})
-    assert refused.value.code == ErrorCode.E2EE_DOWNGRADED
+    member.hear(22, {"transition_id": 9})
     assert not member.ready
+    assert member.dave.refused
+    assert member.counters.downgrades == 1
+    member.hear(24, {"epoch": 1, "protocol_version": 1})
+    member.hear(21, {"transition_id": 10, "protocol_version": 1})
+    member.hear(22, {"transition_id": 10})
+    assert not member.dave.refused
+
+
+def test_a_session_that_begins_without_encryption_is_no_downgrade() -> None:
+    """A stage has none, whatever is required."""
+    member = ProductMember(US, CHANNEL, required=True)
+    member.start(0)
+    assert member.ready
+    assert member.counters.downgrades == 0
 
 
 def test_an_upgrade_begins_a_group_and_switches_at_its_execution() -> None:

@@ -86,7 +86,7 @@ class FanoutWorker:
         http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
         )
-        self._voice = VoiceShared(http, tls, Turns(SPARE_NS_PER_TICK))
+        self._voice = VoiceShared(http, tls, Turns(SPARE_NS_PER_TICK), dave_required=settings.dave_required)
         self._wants: dict[str, GuildWant] = {}
         self._sessions: dict[str, GuildSession] = {}
         self._changing: set[str] = set()

@@ -169,7 +169,10 @@ class GuildSession:
         connection = self._connection
         if connection is None or self._row is None:
             return
-        if not connection.dave.ready:
+        if connection.dave.refused:
+            message = "the server ordered to go on without end-to-end encryption, which GUILDCAST_DAVE_REQUIRED refuses"
+            self.tell("suppressed", VoiceError(message, code=ErrorCode.E2EE_DOWNGRADED))
+        elif not connection.dave.ready:
             self.tell("connecting" if connection.others else "alone")
         elif self._deserted or not self._lane_of(self.want.spec.broadcast).on_air:
             self.tell("idle", error)

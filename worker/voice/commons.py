@@ -32,7 +32,7 @@ class VoiceShared:
         http: opens the WebSockets.
         tls: trusts the servers.
         turns: of what holds the loop.
-        dave_required: send nothing without end-to-end encryption.
+        dave_required: refuse to go on without end-to-end encryption in a session that had it.
     """
 
     http: aiohttp.ClientSession

@@ -60,7 +60,7 @@ _CLOSE_TO_RESUME = 4000
 """1000 would end the session on the server (section 2.5)."""
 _LARGEST_MESSAGE_BYTES = 1 << 20
 _KINDS_LOGGED = 32
-_NOT_THE_NETWORK = (ErrorCode.E2EE_REQUIRED, ErrorCode.E2EE_FAILED, ErrorCode.E2EE_DOWNGRADED)
+_NOT_THE_NETWORK = (ErrorCode.E2EE_REQUIRED, ErrorCode.E2EE_FAILED)
 _MODE_BITS = {"microphone": 1, "soundshare": 2, "priority": 4}
 
 

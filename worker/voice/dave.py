@@ -98,7 +98,7 @@ class Dave:
         user_id, channel_id: of this session; the channel names the group.
         counters: of the worker.
         turns: of the worker, taken for MLS work.
-        required: refuse to send without end-to-end encryption.
+        required: send nothing in a session that had encryption and was ordered to go on without.
         receiving: follow the keys of the others, too, for `decrypt`.
         on_change: called when `version`, `ready`, `protect` or `privacy_code` may have changed.
         call_later: of the event loop.
@@ -153,6 +153,8 @@ class Dave:
         self._waiting_since_s: float | None = None
         self.version: int | None = None
         """Protocol version in force, None before op 4."""
+        self.refused = False
+        """The server ordered to go on without encryption, and that is not done: nothing leaves until it returns."""
 
     @property
     def mls_epoch(self) -> int | None:
@@ -167,7 +169,9 @@ class Dave:
     @property
     def ready(self) -> bool:
         """Whether frames may leave: end-to-end encrypted, or in the clear where the protocol has no encryption."""
-        return self.version == 0 or (self.version is not None and self._encryptor.has_key_ratchet())
+        if self.version == 0:
+            return not self.refused
+        return self.version is not None and self._encryptor.has_key_ratchet()
 
     @property
     def protect(self) -> Protect | None:
@@ -193,8 +197,8 @@ class Dave:
     async def take(self, event: Event) -> None:
         """Follow an event of the gateway; what is not the group's business does nothing.
 
-        Raises: VoiceError: e2ee_downgraded, where encryption is required; e2ee_failed, after too many attempts;
-            e2ee_required, where the server wants a version that is not known here.
+        Raises: VoiceError: e2ee_failed, after too many attempts; e2ee_required, where the server wants a version that is
+            not known here.
         """
         if self.version is None and isinstance(event, PrepareEpoch | PrepareTransition | ExecuteTransition):
             return  # op 4 will say what is in force, and begins the group
@@ -469,8 +473,9 @@ class Dave:
         if not version and self.version:
             self._counters.downgrades += 1
             self._log.warning("dave.downgraded", refused=self._required)
-        if not version and self._required:
-            raise VoiceError("the server ordered to send without end-to-end encryption", code=ErrorCode.E2EE_DOWNGRADED)
+            self.refused = self._required
+        elif version:
+            self.refused = False
         self.version = version
         passthrough = self._clear_frames_may_come
         for decryptor in (self._decryptors or {}).values():
