@@ -51,7 +51,14 @@ unit: install
 	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/unit tests/vectors
 
 test: redis ## Every test that needs only the lock
-	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/unit tests/vectors tests/integration tests/bench tests/e2e
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-parts test-whole
+
+.PHONY: test-parts test-whole
+test-parts: # beside the whole pools, and behind them where the processor is short
+	@PYTHONASYNCIODEBUG=1 nice $(BIN)/pytest -q tests/unit tests/vectors tests/integration tests/bench
+
+test-whole:
+	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/e2e
 
 test-system: redis ## Tests that need the Debian packages of tests/packages.txt
 	@tests/system/packages-present
@@ -68,14 +75,14 @@ $(INTEROP)/python/installed: tests/interop/requirements.lock
 	@touch $@
 
 $(INTEROP)/node/installed: tests/interop/package.json tests/interop/package-lock.json
-	@command -v node npm >/dev/null || { echo "make interop needs Node.js with npm: install the packages nodejs and npm" >&2; exit 1; }
+	@command -v npm >/dev/null || { echo "make interop needs Node.js with npm: install the packages nodejs and npm" >&2; exit 1; }
 	@mkdir -p $(INTEROP)/node
 	@cp $^ $(INTEROP)/node/
 	@cd $(INTEROP)/node && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@ln -sf node_modules/node-linux-$$(uname -m | sed 's/x86_64/x64/;s/aarch64/arm64/')/bin/node $(INTEROP)/node/node
 	@touch $@
 
-interop: install $(INTEROP)/python/installed $(INTEROP)/node/installed ## Prove the local Discord with discord.py and @discordjs/voice
+interop: redis $(INTEROP)/python/installed $(INTEROP)/node/installed ## Prove the local Discord with discord.py and @discordjs/voice
 	@cp tests/interop/discord_js_client.mjs $(INTEROP)/node/client.mjs
 	@$(BIN)/python -m tests.interop --environment $(INTEROP)
 
@@ -91,7 +98,7 @@ LOCK := uv pip compile --universal --generate-hashes --no-header --no-emit-index
 lock: ## Renew all lock files (needs uv and npm)
 	$(LOCK) --extra dev pyproject.toml -o requirements.lock
 	$(LOCK) tests/interop/requirements.in -o tests/interop/requirements.lock
-	cd tests/interop && npm update --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
+	cd tests/interop && npm update --package-lock-only --ignore-scripts
 
 clean: ## Remove everything that can be made again
 	rm -rf $(VENV) .run .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

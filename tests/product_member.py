@@ -54,7 +54,6 @@ class ProductMember:
         )
         self._others: set[str] = set()
         self._seq = 0
-        self._now_ms = 0
         self.gateway.connected()
         self._tell(2, {"ssrc": SSRC, "ip": "127.0.0.1", "port": 9, "modes": ["aead_aes256_gcm_rtpsize"]})
         self.gateway.select_protocol("127.0.0.1", 10, "aead_aes256_gcm_rtpsize")
@@ -73,20 +72,6 @@ class ProductMember:
         for alarm in alarms:
             if not alarm.cancelled:
                 alarm.ring()
-
-    def resume(self) -> list[Reply]:
-        """The WebSocket broke, and the session goes on over another one; what was missed is replayed by the caller."""
-        self.gateway.disconnected(None)
-        self.gateway.connected()
-        self.gateway.data_to_send()
-        return self._tell(9, None)
-
-    def heartbeat(self) -> list[Reply]:
-        """A heartbeat, and its answer."""
-        self._now_ms += 1
-        self.gateway.heartbeat(self._now_ms)
-        self.gateway.data_to_send()
-        return self._tell(6, {"t": self._now_ms})
 
     @property
     def ready(self) -> bool:
@@ -133,6 +118,22 @@ class ProductMember:
         self._seq += 1
         return self._take(self.gateway.receive_binary(self._seq.to_bytes(2, "big") + bytes([op]) + body))
 
+    def hear_text(self, text: str) -> list[Reply]:
+        """Answer one text frame of the gateway."""
+        return self._take(self.gateway.receive_text(text))
+
+    def resume(self) -> None:
+        """Lose the WebSocket with all that was queued for it, and have the session resumed on another one."""
+        self.gateway.disconnected(1006)
+        self.gateway.connected()
+        self._tell(9, None)
+
+    def acknowledge(self) -> list[Reply]:
+        """Send a heartbeat and have it answered."""
+        self.gateway.heartbeat(1)
+        self.gateway.data_to_send()
+        return self._tell(6, {"t": 1})
+
     def encrypt(self, frame: bytes) -> bytes:
         """Send an Opus frame as a worker would."""
         protect = self.dave.protect
@@ -145,7 +146,7 @@ class ProductMember:
         return self.dave.decrypt(user, frame)
 
     def _tell(self, op: int, data: object) -> list[Reply]:
-        return self._take(self.gateway.receive_text(json.dumps({"op": op, "d": data})))
+        return self.hear_text(json.dumps({"op": op, "d": data}))
 
     def _take(self, events: list[Event]) -> list[Reply]:
         for event in events:

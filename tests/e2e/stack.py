@@ -195,6 +195,7 @@ class Stack:
         self.store: Store
         self.frames: Store
         self.discord: EmulatorClient
+        self.ca_file: Path
         self._supervisors = {name: dict(more) for name, more in (supervisors or {"supervisor": {}}).items()}
         self._coordinator = dict(coordinator or {})
         self._emulator = emulator
@@ -221,8 +222,9 @@ class Stack:
             ready = msgspec.json.decode(
                 await self.pool.start("emulator", "tests.emulator", "--sample", "128", *self._emulator, ready_line=True)
             )
+            self.ca_file = Path(ready["ca_file"])
             for more in self._supervisors.values():
-                more["GUILDCAST_TLS_CA_FILE"] = ready["ca_file"]
+                more["GUILDCAST_TLS_CA_FILE"] = str(self.ca_file)
             self.discord = await exits.enter_async_context(EmulatorClient(ready["control"]))
             await self.whole()
             self._exits = exits.pop_all()

@@ -12,11 +12,13 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from random import Random
 
-from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.isolated import Isolated
+from tests.fuzz.target import Target
+from tests.fuzz.targets import TARGETS
 
 _TURN_S = 0.05
 """Targets take turns, so that a run of any length reaches all of them."""
@@ -48,12 +50,20 @@ def fuzz(targets: Sequence[Target], seconds: float, seed: int) -> Outcome:
     """Run all targets in turn until the time is over or something is found."""
     outcome = Outcome(dict.fromkeys((target.name for target in targets), 0))
     random = Random(seed)
-    deadline_s = time.monotonic() + seconds
-    while outcome.find is None and (time.monotonic() < deadline_s or 0 in outcome.executions.values()):
-        for target in targets:
-            outcome.find = _turn(target, random, outcome)
-            if outcome.find is not None:
-                break
+    with ExitStack() as stack:
+        children = {t.name: stack.enter_context(Isolated(t, _STUCK_AFTER_S)) for t in targets if t.where}
+        deadline_s = time.monotonic() + seconds
+        while outcome.find is None and (time.monotonic() < deadline_s or 0 in outcome.executions.values()):
+            for target in targets:
+                child = children.get(target.name)
+                if child is None:
+                    outcome.find = _turn(target, random, outcome)
+                else:
+                    executions, found, trace = child.turn(random.getrandbits(32), _TURN_S)
+                    outcome.executions[target.name] += executions
+                    outcome.find = None if found is None else Find(target.name, found, trace)
+                if outcome.find is not None:
+                    break
     return outcome
 
 

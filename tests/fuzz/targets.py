@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -21,22 +20,9 @@ from shared.protocol.voice_gateway import Credentials, State, VoiceGateway
 from shared.protocol.voice_messages import VERSIONS
 from shared.schema import frame_entry
 from shared.schema.job import check_sense, decode_job, digest, job_id_of, unserved
-from tests.fuzz import mutate
+from tests.fuzz import mls, mutate
+from tests.fuzz.target import Target
 from tests.vectors.vectors import KEY, VECTORS
-
-
-@dataclass(frozen=True)
-class Target:
-    """A reader of foreign bytes.
-
-    Attributes:
-        make: draws an input.
-        take: reads it; handles what is declared, so that everything it raises is a find.
-    """
-
-    name: str
-    make: Callable[[Random], bytes]
-    take: Callable[[bytes], None]
 
 
 def _hex(*texts: str) -> list[bytes]:
@@ -279,4 +265,5 @@ TARGETS = (
     Target("opus packet", lambda random: mutate.bytes_of(random, _OPUS), _take_opus),
     Target("frame entry", lambda random: mutate.bytes_of(random, _ENTRIES), _take_entry),
     Target("job", lambda random: mutate.json_of(random, _JOBS), _take_job),
+    mls.GROUP,
 )

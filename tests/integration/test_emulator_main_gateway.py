@@ -802,6 +802,34 @@ async def test_a_guild_can_go_to_another_voice_server(bench: Bench, null_ms: int
     await (await bench.voice({**before, **server})).ws.close()
 
 
+async def test_a_join_between_a_close_and_its_event_stands(bench: Bench) -> None:
+    """Who was quick enough to join anew is not told of the kick before."""
+    client = await bench.logged_in()
+    voice = await bench.voice(await client.credentials())
+    await bench.fault("kick", order="close_first", gap_ms=300)
+    assert await voice.closed() == 4014
+    await client.credentials()
+    await bench.fault("server", null_ms=400)  # its second event comes after that of the kick would
+    assert await client.names(2) == ["VOICE_SERVER_UPDATE"] * 2
+    assert await bench.where() == VOICE
+
+
+async def test_another_voice_server_is_told_to_bots_only(bench: Bench) -> None:
+    """Members stay where they are, and hear the bot that came by the new credentials."""
+    client = await bench.logged_in()
+    voice = await bench.voice(await client.credentials())
+    member = await bench.emulator.members.join(GUILD, channel=VOICE)
+    await client.event("VOICE_STATE_UPDATE")
+    await bench.fault("server")
+    await client.event("VOICE_SERVER_UPDATE")
+    assert await client.quiet()
+    assert await voice.closed() == 4014
+    states = (await bench.emulator.main_report()).voice_states
+    assert {state.user_id for state in states} == {member.user, bench.bot.user_id}
+    (row,) = (await bench.emulator.report(guilds=True)).guild_rows or []
+    assert {session.user for session in row.sessions} == {bench.bot.user_id}
+
+
 async def test_a_token_can_change_on_the_same_voice_server(bench: Bench) -> None:
     """The older voice session closes with 4006."""
     client = await bench.logged_in()

@@ -2,12 +2,12 @@
 //
 // Runs with the packages of `package-lock.json` beside it, with nothing of this repository.
 
+import { createReadStream } from 'node:fs';
 import { createInterface } from 'node:readline';
 
 import {
   AudioPlayerStatus,
   EndBehaviorType,
-  NetworkingStatusCode,
   StreamType,
   VoiceConnectionStatus,
   createAudioPlayer,
@@ -17,7 +17,7 @@ import {
 } from '@discordjs/voice';
 import { Client, Events, GatewayIntentBits } from 'discord.js';
 
-const JOIN_TIMEOUT_MS = 15_000;
+const JOIN_TIMEOUT_MS = 5_000;
 
 const tell = (event, fields = {}) => process.stdout.write(`${JSON.stringify({ event, ...fields })}\n`);
 
@@ -43,7 +43,7 @@ function listen(receiver) {
 
 function session() {
   const state = connection.state.networking?.state;
-  return state?.code >= 0 ? state.dave : undefined;
+  return state?.dave?.session;
 }
 
 const actions = {
@@ -54,14 +54,17 @@ const actions = {
     connection.on('debug', (message) => process.stderr.write(`${message}\n`));
     connection.on('stateChange', (before, after) => process.stderr.write(`${before.status} -> ${after.status}\n`));
     connection.subscribe(player);
-    listen(connection.receiver);
     await entersState(connection, VoiceConnectionStatus.Ready, JOIN_TIMEOUT_MS);
     tell('joined');
   },
   async play({ file }) {
-    player.play(createAudioResource(file, { inputType: StreamType.OggOpus }));
+    player.play(createAudioResource(createReadStream(file), { inputType: StreamType.OggOpus }));
     await entersState(player, AudioPlayerStatus.Playing, JOIN_TIMEOUT_MS);
     tell('playing');
+  },
+  async listen() {
+    listen(connection.receiver);
+    tell('listening');
   },
   async heard() {
     tell('heard', { frames: Object.fromEntries(frames), code: session()?.voicePrivacyCode ?? null });

@@ -24,7 +24,7 @@ from discord.voice_state import VoiceConnectionState
 
 RTP_HEADER_BYTES = 12
 SPEAKING = 5
-JOIN_TIMEOUT_S = 15.0
+JOIN_TIMEOUT_S = 5.0
 
 
 def tell(event: str, **fields: object) -> None:
@@ -64,10 +64,12 @@ class ListeningVoiceClient(discord.VoiceClient):
         super().__init__(client, channel)
 
     def create_connection_state(self) -> VoiceConnectionState:
-        """Listen to the voice gateway and to the socket."""
-        state = VoiceConnectionState(self, hook=self._hear_gateway)
-        state.add_socket_listener(self._hear_socket)
-        return state
+        """Hear the voice gateway, too."""
+        return VoiceConnectionState(self, hook=self._hear_gateway)
+
+    def listen(self) -> None:
+        """Take what comes over the socket. With it a reconnect may hang: the reader waits at the older socket."""
+        self._connection.add_socket_listener(self._hear_socket)
 
     async def _hear_gateway(self, _: DiscordVoiceWebSocket, message: dict[str, object]) -> None:
         if message["op"] == SPEAKING:
@@ -114,6 +116,9 @@ class Led(discord.Client):
                     after=lambda _: loop.call_soon_threadsafe(tell, "played"),
                 )
                 tell("playing")
+            case {"do": "listen"}:
+                self.voice.listen()
+                tell("listening")
             case {"do": "heard"}:
                 frames = {
                     str(user): [base64.b64encode(frame).decode() for frame in frames]

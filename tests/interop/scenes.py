@@ -22,6 +22,7 @@ from tests.media.audio import PROGRAMME
 _SILENCE = b"\xf8\xff\xfe"
 _FRAMES_PER_SECOND = 50
 _PLAYED_S = 3
+_WORD_S = 0.2
 _MEMBERS = 2
 _HEARD_AGAIN_FRAMES = 50
 _MAY_MISS_FRAMES = 5
@@ -78,12 +79,19 @@ class Scene:
     async def join(self) -> None:
         """Join, and wait until the client and all members are in one DAVE group."""
         await self.client.do("join", "joined", guild=self.place.guild, channel=self.place.channel)
-        await self.until(self._in_one_group, "one privacy code for all")
+        await self.until(self.in_one_group, "one privacy code for all")
 
-    async def _in_one_group(self) -> bool:
+    async def tickle(self) -> None:
+        """Let a member speak for a moment, as somebody always does: discord.py's reader then sleeps in no `select`."""
+        member = (await self.channel()).members[0].user
+        await self.emulator.members.speak(self.place.guild, member, seconds=_WORD_S)
+
+    async def in_one_group(self) -> bool:
+        """Whether the client and all members have one privacy code, and no transition is under way."""
+        channel = await self.channel()
         code = await self.privacy_code()
-        codes = {member.privacy_code for member in (await self.channel()).members}
-        return code is not None and codes == {code}
+        codes = {member.privacy_code for member in channel.members if not member.gone}
+        return self.place.bot.user_id in channel.group and not channel.in_transition and codes == {code}
 
     async def privacy_code(self) -> str | None:
         """The client's own."""
@@ -191,6 +199,7 @@ async def talk(scene: Scene, folder: Path) -> Outcome:
     clip = folder / f"clip-{scene.place.guild}.ogg"
     frames = opus_packets(PROGRAMME, clip, _PLAYED_S)
     await scene.join()
+    await scene.client.do("listen", "listening")
     await scene.client.do("play", "playing", file=str(clip))
     await scene.client.hear("played")
     heard = await scene.hear_more(0)
@@ -233,9 +242,14 @@ async def _speech_of_member(scene: Scene, said: list[bytes]) -> str:
 async def _is_gone(scene: Scene) -> bool:
     """The bot's voice session and voice state are gone, by its own will."""
     (session,) = await scene.sessions()
+    return session.close_by == "client" and session.close_clean is True and await _has_left(scene)
+
+
+async def _has_left(scene: Scene) -> bool:
+    """The bot is in no call any more."""
     states = (await scene.emulator.main_report()).voice_states
     inside = any(state.user_id == scene.place.bot.user_id for state in states)
-    return session.state == "ended" and session.close_by == "client" and session.close_clean is True and not inside
+    return not inside and all(session.state == "ended" for session in await scene.sessions())
 
 
 async def another_session(scene: Scene) -> bool:
@@ -253,14 +267,7 @@ async def back(scene: Scene) -> bool:
 async def said_invalid(scene: Scene) -> bool:
     """The client refused a commit, and is in the group again."""
     told = (await scene.sessions())[-1].told
-    return told is not None and told.invalid > 0 and await _all_in_one_group(scene)
-
-
-async def _all_in_one_group(scene: Scene) -> bool:
-    channel = await scene.channel()
-    code = await scene.privacy_code()
-    codes = {member.privacy_code for member in channel.members if not member.gone}
-    return scene.place.bot.user_id in channel.group and not channel.in_transition and codes == {code}
+    return told is not None and told.invalid > 0 and await scene.in_one_group()
 
 
 class Fault(NamedTuple):
@@ -294,19 +301,23 @@ FAULTS = {
     "close 4015": Fault(lambda scene: scene.strike("close", code=4015), back),
     "null endpoint 1 s": Fault(lambda scene: scene.strike_main("server", null_ms=_NULL_MS), another_session),
     "damaged commit": Fault(_damage_commit, said_invalid),
-    "epoch reset": Fault(_restart_epoch, _all_in_one_group),
+    "epoch reset": Fault(_restart_epoch, Scene.in_one_group),
 }
 
 
-async def suffer(scene: Scene, fault: Fault) -> Outcome:
-    """Play, be struck by a fault, and be heard again."""
+async def suffer(scene: Scene, fault: Fault, *, gives_up: bool) -> Outcome:
+    """Play, be struck by a fault, and be heard again; or leave, where this client is known to give up."""
     await scene.join()
+    await scene.tickle()
     await scene.client.do("play", "playing", file=str(PROGRAMME))
     await scene.hear_more(25)
     await scene.emulator.reset()
     await scene.hear_more(10)
     struck_ns = time.time_ns()
     await fault.strike(scene)
+    if gives_up:
+        await scene.until(lambda: _has_left(scene), "a leave")
+        return Outcome(f"left {(time.time_ns() - struck_ns) / 1e9:.1f} s after it, as this client does")
     await scene.until(lambda: fault.dealt_with(scene), "what a client does about it")
     channel = scene.place.other_channel if fault.moved else scene.place.channel
     before = await scene.hearing(scene.place.channel)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import worker.voice.dave
 from shared.errors import ErrorCode, ProtocolError, VoiceError
 from tests.emulator.dave.external_sender import ExternalSender, append_body
 from tests.emulator.dave.group import DaveOp, Outgoing
@@ -206,6 +208,156 @@ def test_another_key_of_the_transport_leaves_the_group_alone() -> None:
     call.assert_whole()
 
 
+@pytest.mark.parametrize(
+    "orders",
+    [
+        [(21, {"transition_id": 0, "protocol_version": 1})],
+        [(24, {"epoch": 1, "protocol_version": 1})],
+        [(21, {"transition_id": 9, "protocol_version": 0}), (22, {"transition_id": 9})],
+    ],
+)
+def test_op_4_begins_the_group_whatever_came_before_it(orders: list[tuple[int, dict[str, int]]]) -> None:
+    """An order that overtook it says nothing that it does not say; no frame leaves in the clear afterwards."""
+    call = Call()
+    member = ProductMember(US, CHANNEL)
+    for op, body in orders:
+        assert member.hear(op, body) == []
+    assert not member.ready
+    call.join(OTHER)
+    call.members[US] = member  # type: ignore[assignment]
+    member.connected([OTHER])
+    call.members[OTHER].connected([US])
+    call.say(US, member.start())
+    call.post(call.group.join(US))
+    call.settle().assert_whole()
+
+
+def test_encryption_that_op_4_turns_off_and_on_again_is_on() -> None:
+    """Each op 4 says what is in force: from the second change on a group is made anew and nothing leaves meanwhile."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    assert member.start(0) == []
+    assert member.encrypt(FRAME) == FRAME
+    assert [op for op, _ in member.start(1)] == [26]
+    assert not member.ready
+    assert member.dave.protect is not None
+
+
+@pytest.mark.parametrize(
+    ("op", "body"),
+    [
+        (21, {"transition_id": 0, "protocol_version": 2}),
+        (21, {"transition_id": 9, "protocol_version": 2}),
+        (24, {"epoch": 1, "protocol_version": 2}),
+        (24, {"epoch": 5, "protocol_version": 2}),
+    ],
+)
+def test_an_order_to_a_version_that_nobody_knows_ends_the_session(op: int, body: dict[str, int]) -> None:
+    """The group would speak what we do not."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    with pytest.raises(VoiceError) as refused:
+        member.hear(op, body)
+    assert refused.value.code == ErrorCode.E2EE_REQUIRED
+    with pytest.raises(VoiceError):
+        member.start(2)
+
+
+def test_frames_on_their_way_are_heard_around_a_downgrade() -> None:
+    """Some switch before us and some after us: frames in the clear and encrypted ones are both heard."""
+    call = Call()
+    member = us(call)
+    other = call.join(OTHER)
+    call.settle()
+    sealed = [other.encrypt(FRAME), other.encrypt(FRAME)]
+    assert member.decrypt(OTHER, FRAME) is None
+    member.hear(21, {"transition_id": 9, "protocol_version": 0})
+    third = call.join(THIRD)
+    call.settle()
+    assert [member.decrypt(user, FRAME) for user in (OTHER, THIRD)] == [FRAME, FRAME]
+    assert member.decrypt(OTHER, sealed[0]) == FRAME
+    member.hear(22, {"transition_id": 9})
+    assert [member.decrypt(user, FRAME) for user in (OTHER, THIRD, "44")] == [FRAME, FRAME, FRAME]
+    assert member.decrypt(OTHER, sealed[1]) == FRAME
+    assert member.decrypt(THIRD, third.encrypt(FRAME)) == FRAME
+
+
+def test_privacy_code_and_epoch_are_told_while_encryption_is_in_force() -> None:
+    """They belong to a group that nobody uses after a downgrade."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    call.join(THIRD)
+    call.settle()
+    before = (member.privacy_code, member.dave.mls_epoch)
+    assert before == (call.members[OTHER].privacy_code, call.group.mls_epoch)
+    member.hear(21, {"transition_id": 0, "protocol_version": 0})
+    assert (member.privacy_code, member.dave.mls_epoch) == ("", None)
+
+
+# who is there
+
+
+@pytest.mark.parametrize("lost", [DaveOp.PREPARE_TRANSITION, None])
+def test_the_last_one_has_nobody_to_send_to(lost: DaveOp | None) -> None:
+    """With the group and everybody in it gone there are no keys, whichever of the server's two orders comes."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    if lost is not None:
+        call.deaf.add((US, lost))
+    call.leave(OTHER)
+    call.settle()
+    assert not member.ready
+
+
+def test_the_last_one_has_nobody_to_send_to_in_any_order() -> None:
+    """Op 21 before op 24, or the news that the other left behind both."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    member.hear(21, {"transition_id": 0, "protocol_version": 1})
+    member.hear(24, {"epoch": 1, "protocol_version": 1})
+    assert member.ready
+    member.disconnected(OTHER)
+    assert not member.ready
+
+
+def test_a_restart_among_others_is_sent_through() -> None:
+    """Until the new group is in force everybody has the keys of the one before."""
+    call = Call()
+    member = us(call)
+    other = call.join(OTHER)
+    call.settle()
+    member.hear(24, {"epoch": 1, "protocol_version": 1})
+    assert other.decrypt(US, member.encrypt(FRAME)) == FRAME
+
+
+def test_waiting_is_measured_only_while_somebody_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who came and went before there was a group does not make the next one's wait longer."""
+    now_s = 100.0
+    monkeypatch.setattr(
+        worker.voice.dave, "time", SimpleNamespace(monotonic=lambda: now_s, monotonic_ns=lambda: int(now_s * 1e9))
+    )
+    call = Call()
+    member = us(call)
+    member.connected([OTHER])
+    now_s += 2
+    member.disconnected(OTHER)
+    now_s += 3_600
+    call.join(OTHER)
+    now_s += 0.5
+    call.settle().assert_whole()
+    assert member.counters.ready_ms_max == 500
+
+
 # what goes wrong
 
 
@@ -223,6 +375,219 @@ def test_a_commit_that_is_told_twice_is_no_failure() -> None:
     assert member.hear(29, announced[-1].body) == []
     assert member.counters.failures == 0
     call.assert_whole()
+
+
+def test_what_a_resume_tells_again_is_no_failure() -> None:
+    """Welcome, proposals and commits that were taken already leave the group as it is."""
+    call = Call()
+    call.join(OTHER)
+    call.join(THIRD)
+    call.settle()
+    member = us(call)
+    call.settle()
+    for user in ("44", "55"):
+        call.join(user)
+        call.settle()
+    told = [m for m in call.sent if m.user == US and m.op in (25, 27, 29, 30)]
+    assert [m.op for m in told] == [25, 30, 27, 29, 27, 29]
+    member.resume()
+    for message in told:
+        assert member.hear(message.op, message.body) == []
+    assert member.counters.failures == 0
+    call.assert_whole()
+
+
+def test_proposals_that_are_told_twice_are_committed_once() -> None:
+    """The others were told once, and their commit is followed."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    call.join(THIRD)
+    again: set[int] = set()
+    while call.queue:
+        upwards, user, op, body = call.queue.popleft()
+        if upwards:
+            call.post(call._to_gateway(user, op, body))
+            continue
+        if (user, op) == (US, DaveOp.PROPOSALS) and not again:
+            again.add(op)
+            member.hear(op, body)
+        call.say(user, call.members[user].hear(DaveOp(op), body))
+    assert again
+    call.settle().assert_whole()
+
+
+def test_keys_that_wait_for_their_transition_outlive_a_recovery() -> None:
+    """The others have them: we are heard with them until we are back in the group."""
+    call = Call()
+    member = us(call)
+    other = call.join(OTHER)
+    call.settle()
+    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
+    third = call.join(THIRD)
+    call.settle()
+    (transition_id,) = member.dave._pending
+    assert [op for op, _ in member.hear(29, b"\x00\x63" + os.urandom(50))] == [31, 26]
+    member.hear(22, {"transition_id": transition_id})
+    assert member.ready
+    sealed = member.encrypt(FRAME)
+    assert (other.decrypt(US, sealed), third.decrypt(US, sealed)) == (FRAME, FRAME)
+
+
+def test_older_keys_never_come_back_into_force() -> None:
+    """A transition that is executed behind a later one changes nothing: nobody keeps keys for long."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
+    call.join(THIRD)
+    call.settle()
+    newest = call.join("44")
+    call.settle()
+    first, second = member.dave._pending
+    member.hear(22, {"transition_id": second})
+    member.hear(22, {"transition_id": first})
+    assert newest.decrypt(US, member.encrypt(FRAME)) == FRAME
+
+
+def test_an_execution_that_never_comes_is_made_up_for() -> None:
+    """Everybody has our next keys, and those before are forgotten soon: a newcomer hears us although op 22 was lost."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
+    newcomer = call.join(THIRD)
+    call.settle()
+    assert newcomer.decrypt(US, member.encrypt(FRAME)) is None
+    (alarm,) = (one for one in member.alarms if not one.cancelled)
+    assert alarm.after_s == EXECUTED_WITHIN_S
+    member.wait()
+    assert member.counters.failures == 1
+    call.assert_whole()
+
+
+def test_a_downgrade_is_never_guessed() -> None:
+    """Its op 22 does not come: frames stay encrypted."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    member.hear(21, {"transition_id": 9, "protocol_version": 0})
+    member.wait()
+    assert member.encrypt(FRAME) != FRAME
+    assert (member.version, member.counters.downgrades) == (1, 0)
+
+
+@pytest.mark.parametrize("transition_id", [0, 9])
+def test_nothing_is_guessed_once_a_later_transition_is_in_force(transition_id: int) -> None:
+    """Op 22 of the one before was lost, and then encryption was turned off: it stays so."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
+    call.join(THIRD)
+    call.settle()
+    member.hear(21, {"transition_id": transition_id, "protocol_version": 0})
+    member.hear(22, {"transition_id": transition_id})
+    member.wait()
+    assert member.version == 0
+
+
+def test_a_session_that_is_over_leaves_no_timer() -> None:
+    """However many transitions were prepared."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
+    call.join(THIRD)
+    call.settle()
+    for transition_id in range(100, 200):
+        member.hear(21, {"transition_id": transition_id, "protocol_version": 1})
+    member.hear(21, {"transition_id": 199, "protocol_version": 1})
+    assert sum(not alarm.cancelled for alarm in member.alarms) == len(member.dave._pending)
+    member.dave.close()
+    assert all(alarm.cancelled for alarm in member.alarms)
+
+
+def test_out_of_the_group_there_is_no_privacy_code() -> None:
+    """The one of the group we fell out of would be compared with codes that others no longer have."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    assert member.privacy_code
+    member.hear(29, b"\x00\x63" + os.urandom(50))
+    assert (member.privacy_code, member.dave.mls_epoch) == ("", None)
+
+
+def test_the_epoch_is_known_from_the_first_proposals_on() -> None:
+    """A Welcome does not tell it; proposals do."""
+    call = Call()
+    call.join(OTHER)
+    call.join(THIRD)
+    call.settle()
+    member = us(call)
+    call.settle()
+    assert member.dave.mls_epoch is None
+    call.deaf.add((US, DaveOp.ANNOUNCE_COMMIT))
+    call.join("44")
+    call.settle()
+    assert call.group.mls_epoch is not None
+    assert member.dave.mls_epoch == call.group.mls_epoch - 1
+
+
+def test_a_key_package_that_a_resume_may_have_lost_is_offered_again() -> None:
+    """Nobody would ever take us in; offered once, and not before the server has told all again."""
+    member = ProductMember(US, CHANNEL)
+    (offered,) = member.start()
+    member.resume()
+    assert member.acknowledge() == [offered]
+    assert member.acknowledge() == []
+
+
+def test_in_a_group_a_resume_offers_nothing() -> None:
+    """Whether we were in it before, or are let in by what is told again."""
+    call = Call()
+    call.join(OTHER)
+    call.join(THIRD)
+    call.settle()
+    held: list[Outgoing] = []
+
+    def hold(message: Outgoing) -> Outgoing | None:
+        if (message.user, message.op) != (US, DaveOp.WELCOME):
+            return message
+        held.append(message)
+        return None
+
+    call.change = hold
+    member = us(call)
+    call.settle()
+    member.resume()
+    member.hear(30, held[0].body)
+    assert member.acknowledge() == []
+    member.resume()
+    assert member.acknowledge() == []
+
+
+def test_a_new_external_sender_signs_for_the_next_group() -> None:
+    """The group that is there cannot change its own; what comes meanwhile counts from op 24 on."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    sender = ExternalSender()
+    member.hear(25, sender.package)
+    call.join(THIRD)
+    call.settle().assert_whole()
+    member.hear(24, {"epoch": 1, "protocol_version": 1})
+    key_package = DaveyMember(OTHER, CHANNEL).start()[0].body
+    assert isinstance(key_package, bytes)
+    assert [op for op, _ in member.hear(27, append_body([sender.add(CHANNEL, 0, key_package)]))] == [28]
 
 
 @pytest.mark.parametrize("op", [DaveOp.ANNOUNCE_COMMIT, DaveOp.WELCOME])
@@ -306,105 +671,6 @@ def test_an_execution_of_an_unknown_transition_changes_nothing() -> None:
     call.settle()
     assert member.hear(22, {"transition_id": 77}) == []
     call.assert_whole()
-
-
-def test_an_execution_that_never_comes_is_made_up_for() -> None:
-    """Everybody has our next keys, and those before are forgotten soon: a newcomer hears us although op 22 was lost."""
-    call = Call()
-    member = us(call)
-    call.join(OTHER)
-    call.settle()
-    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
-    newcomer = call.join(THIRD)
-    call.settle()
-    assert newcomer.decrypt(US, member.encrypt(FRAME)) is None
-    (alarm,) = (one for one in member.alarms if not one.cancelled)
-    assert alarm.after_s == EXECUTED_WITHIN_S
-    member.wait()
-    assert member.counters.failures == 1
-    call.assert_whole()
-
-
-def test_a_downgrade_is_never_guessed() -> None:
-    """Its op 22 does not come: frames stay encrypted."""
-    call = Call()
-    member = us(call)
-    call.join(OTHER)
-    call.settle()
-    member.hear(21, {"transition_id": 9, "protocol_version": 0})
-    member.wait()
-    assert member.encrypt(FRAME) != FRAME
-    assert (member.version, member.counters.downgrades) == (1, 0)
-
-
-def test_an_execution_never_leads_back() -> None:
-    """Op 22 of a transition that was prepared before the one in force comes too late to change anything."""
-    call = Call()
-    member = us(call)
-    call.join(OTHER)
-    call.settle()
-    member.hear(21, {"transition_id": 9, "protocol_version": 0})
-    member.hear(21, {"transition_id": 10, "protocol_version": 1})
-    member.hear(22, {"transition_id": 10})
-    member.hear(22, {"transition_id": 9})
-    member.wait()
-    call.assert_whole()
-
-
-def test_nothing_is_executed_after_the_end() -> None:
-    """A session that is closed leaves no timer."""
-    call = Call()
-    member = us(call)
-    call.join(OTHER)
-    call.settle()
-    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
-    call.join(THIRD)
-    call.settle()
-    member.dave.close()
-    assert all(alarm.cancelled for alarm in member.alarms)
-
-
-def test_whoever_is_in_no_group_after_a_resume_offers_its_key_package_again() -> None:
-    """The first one may have gone down with the WebSocket; what was missed is heard first, and it is offered once."""
-    call = Call()
-    member = us(call)
-    lost = next(message for message in call.queue if message[0])
-    call.queue.remove(lost)
-    assert lost[2] == DaveOp.KEY_PACKAGE
-    call.join(OTHER)
-    call.settle()
-    assert not member.ready
-    assert member.resume() == []
-    call.say(US, member.heartbeat())
-    call.settle().assert_whole()
-    assert member.heartbeat() == []
-
-
-def test_whoever_is_in_a_group_after_a_resume_stays_in_it() -> None:
-    """Another key package would look like a new beginning."""
-    call = Call()
-    member = us(call)
-    call.join(OTHER)
-    call.settle()
-    assert member.resume() == []
-    assert member.heartbeat() == []
-    call.assert_whole()
-
-
-def test_a_group_that_is_lost_meanwhile_is_executed_all_the_same() -> None:
-    """A commit is prepared, the next one is damaged, then op 22 of the first: we are heard under its keys."""
-    call = Call()
-    member = us(call)
-    other = call.join(OTHER)
-    call.settle()
-    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
-    call.join(THIRD)
-    call.settle()
-    (transition_id,) = member.dave._pending
-    assert [op for op, _ in member.hear(29, b"\x00\x63" + os.urandom(50))] == [31, 26]
-    member.hear(22, {"transition_id": transition_id})
-    assert member.ready
-    assert other.decrypt(US, member.encrypt(FRAME)) == FRAME
 
 
 def test_an_external_sender_may_come_before_op_4() -> None:

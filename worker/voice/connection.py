@@ -331,7 +331,8 @@ class VoiceConnection:
             case Resumed():
                 self._up_since_s = time.monotonic()
                 self._gateway.speaking(self._speaking)
-                self._gateway.heartbeat(time.time_ns() // 1_000_000)  # its answer comes after all that is replayed
+                # answered behind all that the server tells again: audio may start, and the group knows where it stands
+                self._gateway.heartbeat(time.time_ns() // 1_000_000)
                 self._owner.link(True)
                 return self._kept_alive(group)
             case ClientsConnected():

@@ -4,7 +4,8 @@
     (op 24 of epoch 1, or a commit or Welcome that cannot be used, begins again without a group)
 
 While a protocol version of 1 or more is in force nothing leaves in the clear: without keys there is no way to send,
-which is what `ready` says. Old keys stay in use until the transition to the next ones is executed.
+which is what `ready` says. Old keys stay in use until the transition to the next ones is executed, also where the group
+they come from is gone: as long as somebody is there, they are what the others have.
 
 MLS work holds the interpreter for milliseconds, so it is done in turns that the pace gives out (`turns.py`).
 
@@ -17,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import cache, partial
+from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
 
 import dave
@@ -57,6 +59,13 @@ the keys before are heard for 10 s only, and by newcomers not at all."""
 Protect = Callable[[bytes], bytes | None]
 
 
+class _Keys(NamedTuple):
+    """Ours in one epoch. Numbers grow with the epochs, over all groups."""
+
+    number: int
+    ratchet: dave.IKeyRatchet
+
+
 class Timer(Protocol):
     """What `asyncio.AbstractEventLoop.call_later` gives."""
 
@@ -70,8 +79,7 @@ class _Prepared(NamedTuple):
     """A transition that waits for its execution."""
 
     version: int
-    ratchet: dave.IKeyRatchet | None
-    """Our next keys."""
+    keys: _Keys | None
     overdue: Timer
 
 
@@ -123,23 +131,35 @@ class Dave:
         self._encryptor = dave.Encryptor()
         self._encrypt: Protect | None = None
         self._external_sender = b""
-        """Waits for op 4 where it comes before it."""
+        """The newest; a group that is there goes on with the one it began with."""
         self._negotiated = 0
         """Version of the group that is being made."""
+        self._key_package = b""
+        self._offer_again = False
+        """A resume may have lost the key package on its way; nobody would ever take us in."""
+        self._taken_welcome = b""
+        """Digest of the Welcome to this group: it may be told again."""
         self._pending: dict[int, _Prepared] = {}
         """By transition, the one prepared last at the end."""
-        self._replaying = False
-        """The session was resumed, and what it missed is on its way."""
-        self._applied: set[int] = set()
-        """Epochs of commits that were applied to this group: the same one may be announced again."""
+        self._keys_made = 0
+        self._keys_in_force = 0
+        self._mls_epoch: int | None = None
+        self._privacy_code = ""
         self._others: set[str] = set()
         self._recoveries: deque[float] = deque(maxlen=_RECOVERIES)
         self._waiting_since_s: float | None = None
         self.version: int | None = None
         """Protocol version in force, None before op 4."""
-        self.mls_epoch: int | None = None
-        self.privacy_code = ""
+
+    @property
+    def mls_epoch(self) -> int | None:
+        """Epoch of the group; None without one, and after a Welcome until the next proposals tell it."""
+        return self._mls_epoch if self.version else None
+
+    @property
+    def privacy_code(self) -> str:
         """Equal at all members of the group; empty without one."""
+        return self._privacy_code if self.version else ""
 
     @property
     def ready(self) -> bool:
@@ -152,40 +172,45 @@ class Dave:
         return self._encrypt if self.version else None
 
     def decrypt(self, user_id: str, frame: bytes) -> bytes | None:
-        """The Opus frame that a member sent; None where it cannot be decrypted, or receiving was not asked for."""
-        if self.version == 0:
-            return frame
+        """The Opus frame that a member sent; None where it cannot be decrypted, or receiving was not asked for.
+
+        Around a change of the version a member's frames come in the clear or encrypted, whatever we have in force.
+        """
         decryptor = (self._decryptors or {}).get(user_id)
-        return decryptor.decrypt(dave.MediaType.audio, frame) if decryptor else None
+        if decryptor is not None:
+            return decryptor.decrypt(dave.MediaType.audio, frame)
+        return frame if self.version == 0 else None
 
     def members(self, others: set[str]) -> None:
         """Take over who else is in the channel: nobody else may be proposed for the group."""
         self._others = others
+        self._drop_keys_for_nobody()
         self._wait_or_not()
 
     async def take(self, event: Event) -> None:
         """Follow an event of the gateway; what is not the group's business does nothing.
 
-        Raises: VoiceError: e2ee_downgraded, where encryption is required; e2ee_failed, after too many attempts.
+        Raises: VoiceError: e2ee_downgraded, where encryption is required; e2ee_failed, after too many attempts;
+            e2ee_required, where the server wants a version that is not known here.
         """
+        if self.version is None and isinstance(event, PrepareEpoch | PrepareTransition | ExecuteTransition):
+            return  # op 4 will say what is in force, and begins the group
         match event:
             case PrepareTransition():
+                _check_version(event.protocol_version)
                 self._prepare(event.transition_id, event.protocol_version, None)
             case ExecuteTransition():
                 self._execute_prepared(event.transition_id)
             case Resumed():
-                self._replaying = True
+                self._offer_again = self._session is not None and not self._in_group
                 return
-            case HeartbeatAcked() if not self._replaying:
+            case HeartbeatAcked():  # of a heartbeat behind the resume: what the server had to say again has come
+                if self._offer_again and not self._in_group:
+                    self._gateway.key_package(self._key_package)
+                self._offer_again = False
                 return
             case (
-                SessionDescription()
-                | ExternalSender()
-                | Proposals()
-                | CommitAnnounced()
-                | Welcomed()
-                | PrepareEpoch()
-                | HeartbeatAcked()
+                SessionDescription() | ExternalSender() | Proposals() | CommitAnnounced() | Welcomed() | PrepareEpoch()
             ):
                 await self._turns.group()
                 began_ns = time.monotonic_ns()
@@ -198,8 +223,8 @@ class Dave:
         self._on_change()
 
     def close(self) -> None:
-        """The session is over: nothing is executed any more."""
-        self._drop_all()
+        """The session is over: no timer is left."""
+        self._guess_nothing()
 
     def _work_on(self, event: Event) -> None:
         """What takes milliseconds."""
@@ -216,59 +241,49 @@ class Dave:
                 self._welcome(event.transition_id, event.welcome)
             case PrepareEpoch():
                 self._prepare_epoch(event.mls_epoch, event.protocol_version)
-            case HeartbeatAcked():
-                # The heartbeat was sent after Resume, so all that was missed is here now.
-                self._replaying = False
-                self._offer_again()
 
     # the session
 
+    @property
+    def _in_group(self) -> bool:
+        return self._session is not None and self._session.has_established_group()
+
     def _describe(self, version: int) -> None:
         """Op 4. A later one changes the transport's key; the group stays unless the version changes."""
-        if version == self.version or (version and self._session is not None):
+        _check_version(version)
+        if version == self.version:
             return
-        ssrc = self._gateway.ssrc
-        assert ssrc is not None
-        self._encryptor.assign_ssrc_to_codec(ssrc, dave.Codec.opus)
-        self._encrypt = partial(self._encryptor.encrypt, dave.MediaType.audio, ssrc)
+        if self._encrypt is None:
+            ssrc = self._gateway.ssrc
+            assert ssrc is not None
+            self._encryptor.assign_ssrc_to_codec(ssrc, dave.Codec.opus)
+            self._encrypt = partial(self._encryptor.encrypt, dave.MediaType.audio, ssrc)
         if not version:
+            self._guess_nothing()
             self._execute(0, None)
             return
         self.version = version
         self._begin(version)
-        if self._external_sender:
-            self._set_external_sender(self._external_sender)
         self._wait_or_not()
 
     def _begin(self, version: int) -> None:
         """Begin without a group: a fresh state, and a key package by which others add us."""
-        if version > MAX_VERSION:
-            raise VoiceError(
-                f"the server wants version {version} of end-to-end encryption, known is {MAX_VERSION}",
-                code=ErrorCode.E2EE_REQUIRED,
-                retryable=False,
-            )
         if self._session is None:
             self._session = dave.Session(self._note_failure)
         else:
             self._session.reset()
         self._negotiated = version
-        self._applied.clear()
+        self._taken_welcome = b""
+        self._mls_epoch = None
+        self._privacy_code = ""
+        if self._external_sender:
+            self._session.set_external_sender(self._external_sender)
         self._session.init(version, self._channel_id, self._user_id, _signature_key())
-        self._offer(self._session)
-
-    def _offer(self, session: dave.Session) -> None:
-        package = session.get_marshalled_key_package()
+        package = self._session.get_marshalled_key_package()
         if package is None:
             raise VoiceError("no key package could be made", code=ErrorCode.E2EE_FAILED)
+        self._key_package = package
         self._gateway.key_package(package)
-
-    def _offer_again(self) -> None:
-        """Who is in no group after a resume does not know whether the server has its key package: what was said last
-        went down with the WebSocket before, and a resume brings back only what the server said.
-        """
-        if self._session is not None and not self._session.has_established_group():
-            self._offer(self._session)
 
     def _note_failure(self, source: str, reason: str) -> None:
         self._log.debug("mls.refused", source=source, reason=reason)
@@ -280,9 +295,11 @@ class Dave:
     def _set_external_sender(self, package: bytes) -> None:
         if not package:  # libdave would read beyond it
             self._fail("external sender")
-        elif self._session is None:
-            self._external_sender = package
-        else:
+            return
+        if package == self._external_sender:
+            return  # told again: the group that is being made stays
+        self._external_sender = package
+        if self._session is not None and not self._in_group:
             self._session.set_external_sender(package)
 
     # the group
@@ -298,11 +315,13 @@ class Dave:
         if made is None:
             return
         try:
-            empty = read_commit(made).empty
+            commit = read_commit(made)
         except ProtocolError:
             self._fail("proposals")
             return
-        if not empty:  # revoking the last proposal leaves an empty commit
+        if self._in_group:
+            self._mls_epoch = commit.mls_epoch
+        if not commit.empty:  # revoking the last proposal leaves an empty commit
             self._gateway.commit_welcome(made)
 
     def _commit(self, transition_id: int, commit: bytes) -> None:
@@ -317,18 +336,21 @@ class Dave:
         if answer is dave.RejectType.ignored:
             return
         if answer is dave.RejectType.failed:
-            if mls_epoch not in self._applied:  # else it is told again
+            if self._mls_epoch is None or mls_epoch >= self._mls_epoch:  # else it is told again
                 self._recover(transition_id, "commit")
             return
-        self._applied.add(mls_epoch)
-        self.mls_epoch = mls_epoch + 1
+        self._mls_epoch = mls_epoch + 1
         self._entered(transition_id, answer)
 
     def _welcome(self, transition_id: int, welcome: bytes) -> None:
+        digest = sha256(welcome).digest()
+        if digest == self._taken_welcome:
+            return  # it is told again
         changes = self._session.process_welcome(welcome, self._recognised()) if self._session is not None else None
         if changes is None:
             self._recover(transition_id, "welcome")
             return
+        self._taken_welcome = digest
         self._entered(transition_id, changes)
 
     def _entered(self, transition_id: int, changes: dict[int, list[int]]) -> None:
@@ -339,10 +361,11 @@ class Dave:
         if ratchet is None or authenticator is None:
             self._recover(transition_id, "group without keys")
             return
-        self.privacy_code = dave.generate_displayable_code(authenticator, _CODE_DIGITS, _CODE_GROUP)
+        self._privacy_code = dave.generate_displayable_code(authenticator, _CODE_DIGITS, _CODE_GROUP)
         if self._decryptors is not None:
             self._follow_others(self._session, self._decryptors, changes)
-        self._prepare(transition_id, self._negotiated, ratchet)
+        self._keys_made += 1
+        self._prepare(transition_id, self._negotiated, _Keys(self._keys_made, ratchet))
 
     def _follow_others(
         self, session: dave.Session, decryptors: dict[str, dave.Decryptor], changes: dict[int, list[int]]
@@ -352,8 +375,9 @@ class Dave:
             user_id = str(number)
             if not key:
                 decryptors.pop(user_id, None)
-            elif user_id != self._user_id:
-                decryptors.setdefault(user_id, dave.Decryptor())
+            elif user_id != self._user_id and user_id not in decryptors:
+                decryptors[user_id] = dave.Decryptor()
+                decryptors[user_id].transition_to_passthrough_mode(self._clear_frames_may_come)
         for user_id, decryptor in decryptors.items():
             ratchet = session.get_key_ratchet(user_id)
             if ratchet is not None:
@@ -376,60 +400,65 @@ class Dave:
 
     def _prepare_epoch(self, mls_epoch: int, version: int) -> None:
         """Op 24: epoch 1 is a new group; a later one changes the version of the one there is."""
+        _check_version(version)
         if mls_epoch != _NEW_GROUP_EPOCH or not version:
             self._negotiated = version or self._negotiated
             return
-        self.mls_epoch = None
-        self.privacy_code = ""
         self._begin(version)
+        self._drop_keys_for_nobody()
 
     # transitions
 
-    def _prepare(self, transition_id: int, version: int, ratchet: dave.IKeyRatchet | None) -> None:
+    @property
+    def _clear_frames_may_come(self) -> bool:
+        """No encryption is in force, or about to be."""
+        return not self.version or any(not prepared.version for prepared in self._pending.values())
+
+    def _prepare(self, transition_id: int, version: int, keys: _Keys | None) -> None:
         if transition_id == 0:
-            self._drop_all()
-            self._execute(version, ratchet)
+            self._guess_nothing()
+            self._execute(version, keys)
             return
         if not version:
             for decryptor in (self._decryptors or {}).values():
                 decryptor.transition_to_passthrough_mode(True)
         while len(self._pending) >= _LARGEST_TRANSITIONS:
-            self._drop(next(iter(self._pending)))
+            self._take_prepared(next(iter(self._pending)))
         if transition_id in self._pending:
-            ratchet = ratchet or self._pending[transition_id].ratchet
-            self._drop(transition_id)
+            before = self._take_prepared(transition_id)
+            keys = before.keys if keys is None else keys
         overdue = self._call_later(EXECUTED_WITHIN_S, partial(self._execute_overdue, transition_id))
-        self._pending[transition_id] = _Prepared(version, ratchet, overdue)
+        self._pending[transition_id] = _Prepared(version, keys, overdue)
         self._gateway.transition_ready(transition_id)
 
-    def _drop(self, transition_id: int) -> None:
-        self._pending.pop(transition_id).overdue.cancel()
+    def _take_prepared(self, transition_id: int) -> _Prepared:
+        prepared = self._pending.pop(transition_id)
+        prepared.overdue.cancel()
+        return prepared
 
-    def _drop_all(self) -> None:
-        for transition_id in list(self._pending):
-            self._drop(transition_id)
+    def _guess_nothing(self, before: int | None = None) -> None:
+        """Leave transitions to the server: all, or those that were prepared before another."""
+        for transition_id, prepared in self._pending.items():
+            if transition_id == before:
+                return
+            prepared.overdue.cancel()
 
     def _execute_prepared(self, transition_id: int) -> None:
         """Op 22; of an unknown transition it does nothing."""
-        prepared = self._pending.get(transition_id)
-        if prepared is None:
-            return
-        for earlier in list(self._pending):  # what was prepared before this one is passed over, or it would lead back
-            self._drop(earlier)
-            if earlier == transition_id:
-                break
-        self._execute(prepared.version, prepared.ratchet)
+        if transition_id in self._pending:
+            self._guess_nothing(transition_id)
+            prepared = self._take_prepared(transition_id)
+            self._execute(prepared.version, prepared.keys)
 
     def _execute_overdue(self, transition_id: int) -> None:
-        """No op 22 came. Encryption is never given up on such a guess."""
-        if not self._pending[transition_id].version:
-            return
-        self._fail("execution that did not come")
-        self._execute_prepared(transition_id)
-        self._on_change()
+        """No op 22 came, nor any for a later transition. Encryption is never given up on such a guess."""
+        if self._pending[transition_id].version:
+            self._fail("execution that did not come")
+            self._execute_prepared(transition_id)
+            self._on_change()
 
-    def _execute(self, version: int, ratchet: dave.IKeyRatchet | None) -> None:
-        """Have a version, and keys, come into force."""
+    def _execute(self, version: int, keys: _Keys | None) -> None:
+        """Have a version, and keys, come into force; never keys that were made before those in force."""
         if not version and self.version:
             self._counters.downgrades += 1
             self._log.warning("dave.downgraded", refused=self._required)
@@ -437,24 +466,39 @@ class Dave:
             raise VoiceError("the server ordered to send without end-to-end encryption", code=ErrorCode.E2EE_DOWNGRADED)
         self.version = version
         for decryptor in (self._decryptors or {}).values():
-            decryptor.transition_to_passthrough_mode(not version)
+            decryptor.transition_to_passthrough_mode(self._clear_frames_may_come)
         if not version:
-            self.privacy_code = ""
             self._encryptor.set_key_ratchet(None)
-            return
-        if ratchet is not None:
-            self._encryptor.set_key_ratchet(ratchet)
+        elif keys is not None and keys.number > self._keys_in_force:
+            self._keys_in_force = keys.number
+            self._encryptor.set_key_ratchet(keys.ratchet)
             self._counters.epochs += 1
-        elif self._session is not None and not self._session.has_established_group():
-            self._encryptor.set_key_ratchet(None)  # the last one in the channel: there is nobody to encrypt for
+        self._drop_keys_for_nobody()
         self._wait_or_not()
+
+    def _drop_keys_for_nobody(self) -> None:
+        """Without a group and without anybody in the channel there is nobody to encrypt for."""
+        if not self._in_group and not self._others:
+            self._encryptor.set_key_ratchet(None)
 
     def _wait_or_not(self) -> None:
         """Measure the time from somebody to talk to until frames can leave."""
         now_s = time.monotonic()
-        if self.ready and self._waiting_since_s is not None:
+        if not self._others:
+            self._waiting_since_s = None
+        elif not self.ready:
+            self._waiting_since_s = self._waiting_since_s or now_s
+        elif self._waiting_since_s is not None:
             waited_ms = int((now_s - self._waiting_since_s) * 1_000)
             self._counters.ready_ms_max = max(self._counters.ready_ms_max, waited_ms)
             self._waiting_since_s = None
-        elif not self.ready and self._others and self._waiting_since_s is None:
-            self._waiting_since_s = now_s
+
+
+def _check_version(version: int) -> None:
+    """Raises: VoiceError: e2ee_required; a version that is not known here."""
+    if version > MAX_VERSION:
+        raise VoiceError(
+            f"the server wants version {version} of end-to-end encryption, known is {MAX_VERSION}",
+            code=ErrorCode.E2EE_REQUIRED,
+            retryable=False,
+        )

@@ -71,7 +71,7 @@ class Calls:
         guild = self._world.guilds.get(str(wanted.guild_id))
         if guild is None or guild.unavailable or not session.hears_of(guild.guild, None):
             return
-        state = self._world.states.get((guild.guild, session.user_id))
+        state = self._world.state(guild.guild, session.user_id)
         if wanted.channel_id is None:
             if state is not None:
                 self._leave(state)
@@ -93,13 +93,13 @@ class Calls:
 
     def session_ended(self, session: MainSession) -> None:
         """Calls that were asked for by this session end."""
-        for state in list(self._world.states.values()):
+        for state in list(self._world.all_states()):
             if state.session_id == session.session_id:
                 self._leave(state)
 
     def leave_guild(self, guild: Guild, account: Account) -> None:
         """The bot is thrown out of the guild, or cannot reach it any more."""
-        state = self._world.states.get((guild.guild, account.user_id))
+        state = self._world.state(guild.guild, account.user_id)
         if state is not None:
             self._leave(state)
 
@@ -108,11 +108,12 @@ class Calls:
         if here:
             session_id = secrets.token_hex(16)
             state = VoiceState(guild, channel, user_id, session_id, self_mute=False, self_deaf=False, suppress=False)
-            self._world.states[guild, user_id] = state
+            self._world.put(state)
             self._tell_state(state)
         else:
-            left = self._world.states.pop((guild, user_id), None)
+            left = self._world.state(guild, user_id)
             if left is not None:
+                self._world.drop(left)
                 self._tell_state(left, left=True)
 
     # what happens to them
@@ -134,8 +135,9 @@ class Calls:
         line = self._voice.line(state.guild, state.user_id)
 
         def tell() -> None:
-            self._forget(state)
-            self._tell_state(state, left=True)
+            if self._world.state(state.guild, state.user_id) is state:  # else the bot joined anew in the meantime
+                self._forget(state)
+                self._tell_state(state, left=True)
 
         self._in_order(order, tell, line, code, gap_ms)
 
@@ -164,8 +166,9 @@ class Calls:
     async def relocate(self, guild: str, code: int, null_ms: int | None) -> None:
         """The guild's calls go to another voice server."""
         await self._voice.relocate(guild)
-        for state in list(self._world.states_in(guild)):
-            await self.renew(state, code, null_ms)
+        for state in self._world.states_in(guild):
+            if state.user_id in self._world.guilds[guild].bots:
+                await self.renew(state, code, null_ms)
 
     # helpers
 
@@ -195,7 +198,7 @@ class Calls:
             wanted.self_deaf,
             suppress=channel.stage,
         )
-        self._world.states[channel.guild, session.user_id] = state
+        self._world.put(state)
         voice = await self._voice.admit(channel, session.user_id, session.session_id)
 
         def tell_state() -> None:
@@ -221,10 +224,8 @@ class Calls:
         self._expel_later(line)
 
     def _forget(self, state: VoiceState) -> None:
-        key = state.guild, state.user_id
-        if self._world.states.get(key) is state:
-            del self._world.states[key]
-        self._voice.revoke(*key)
+        self._world.drop(state)
+        self._voice.revoke(state.guild, state.user_id)
 
     def _expel_later(self, line: VoiceSession | None) -> None:
         if line is not None:

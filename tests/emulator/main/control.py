@@ -56,7 +56,7 @@ class MainControl:
                 self_deaf=state.self_deaf,
                 suppress=state.suppress,
             )
-            for state in world.states.values()
+            for state in world.all_states()
         ]
         channels = (channel for guild in world.guilds.values() for channel in guild.channels.values())
         report = MainReport(

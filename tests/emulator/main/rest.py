@@ -132,7 +132,7 @@ class Rest:
         channel = self._channel_of(request)
         if len(wanted.status or "") > _LARGEST_STATUS:
             raise ApiError(HTTPStatus.BAD_REQUEST, "Invalid Form Body", _INVALID_FORM)
-        inside = self._world.states.get((channel.guild, request[_ACCOUNT].user_id))
+        inside = self._world.state(channel.guild, request[_ACCOUNT].user_id)
         if channel.stage or inside is None or inside.channel != channel.channel:
             raise ApiError(HTTPStatus.FORBIDDEN, "Missing Permissions", _MISSING_PERMISSIONS)
         channel.status = wanted.status or ""
@@ -147,7 +147,7 @@ class Rest:
         account, guild = request[_ACCOUNT], request.match_info["guild"]
         if guild not in account.guilds:
             raise ApiError(HTTPStatus.NOT_FOUND, "Unknown Guild", _UNKNOWN_GUILD)
-        state = self._world.states.get((guild, account.user_id))
+        state = self._world.state(guild, account.user_id)
         if state is None:
             raise ApiError(HTTPStatus.NOT_FOUND, "Unknown Voice State", _UNKNOWN_VOICE_STATE)
         return state

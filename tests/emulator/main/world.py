@@ -79,8 +79,7 @@ class World:
 
     def __init__(self) -> None:
         self.guilds: dict[str, Guild] = {}
-        self.states: dict[tuple[str, str], VoiceState] = {}
-        """By guild and user."""
+        self._states: dict[str, dict[str, VoiceState]] = {}
         self._accounts: dict[str, Account] = {}
         self._by_token: dict[str, Account] = {}
 
@@ -143,9 +142,26 @@ class World:
         mine = (guild for guild in account.guilds if shard_of(guild, shards) == index)
         return [self.guilds[guild] for guild in sorted(mine, key=int)]
 
-    def states_in(self, guild: str) -> Iterator[VoiceState]:
+    def state(self, guild: str, user_id: str) -> VoiceState | None:
+        """Where a user is."""
+        return self._states.get(guild, {}).get(user_id)
+
+    def put(self, state: VoiceState) -> None:
+        """A user is somewhere."""
+        self._states.setdefault(state.guild, {})[state.user_id] = state
+
+    def drop(self, state: VoiceState) -> None:
+        """A user left, unless there is a newer state."""
+        if self.state(state.guild, state.user_id) is state:
+            del self._states[state.guild][state.user_id]
+
+    def states_in(self, guild: str) -> list[VoiceState]:
         """Everybody in the guild's calls."""
-        return (state for (where, _), state in self.states.items() if where == guild)
+        return list(self._states.get(guild, {}).values())
+
+    def all_states(self) -> Iterator[VoiceState]:
+        """Everybody in any call."""
+        return (state for states in self._states.values() for state in states.values())
 
     def is_full(self, channel: Channel) -> bool:
         """Whether nobody else may join."""
