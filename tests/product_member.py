@@ -54,6 +54,7 @@ class ProductMember:
         )
         self._others: set[str] = set()
         self._seq = 0
+        self._now_ms = 0
         self.gateway.connected()
         self._tell(2, {"ssrc": SSRC, "ip": "127.0.0.1", "port": 9, "modes": ["aead_aes256_gcm_rtpsize"]})
         self.gateway.select_protocol("127.0.0.1", 10, "aead_aes256_gcm_rtpsize")
@@ -72,6 +73,20 @@ class ProductMember:
         for alarm in alarms:
             if not alarm.cancelled:
                 alarm.ring()
+
+    def resume(self) -> list[Reply]:
+        """The WebSocket broke, and the session goes on over another one; what was missed is replayed by the caller."""
+        self.gateway.disconnected(None)
+        self.gateway.connected()
+        self.gateway.data_to_send()
+        return self._tell(9, None)
+
+    def heartbeat(self) -> list[Reply]:
+        """A heartbeat, and its answer."""
+        self._now_ms += 1
+        self.gateway.heartbeat(self._now_ms)
+        self.gateway.data_to_send()
+        return self._tell(6, {"t": self._now_ms})
 
     @property
     def ready(self) -> bool:
@@ -121,18 +136,6 @@ class ProductMember:
     def hear_text(self, text: str) -> list[Reply]:
         """Answer one text frame of the gateway."""
         return self._take(self.gateway.receive_text(text))
-
-    def resume(self) -> None:
-        """Lose the WebSocket with all that was queued for it, and have the session resumed on another one."""
-        self.gateway.disconnected(1006)
-        self.gateway.connected()
-        self._tell(9, None)
-
-    def acknowledge(self) -> list[Reply]:
-        """Send a heartbeat and have it answered."""
-        self.gateway.heartbeat(1)
-        self.gateway.data_to_send()
-        return self._tell(6, {"t": 1})
 
     def encrypt(self, frame: bytes) -> bytes:
         """Send an Opus frame as a worker would."""

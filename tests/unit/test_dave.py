@@ -452,68 +452,6 @@ def test_older_keys_never_come_back_into_force() -> None:
     assert newest.decrypt(US, member.encrypt(FRAME)) == FRAME
 
 
-def test_an_execution_that_never_comes_is_made_up_for() -> None:
-    """Everybody has our next keys, and those before are forgotten soon: a newcomer hears us although op 22 was lost."""
-    call = Call()
-    member = us(call)
-    call.join(OTHER)
-    call.settle()
-    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
-    newcomer = call.join(THIRD)
-    call.settle()
-    assert newcomer.decrypt(US, member.encrypt(FRAME)) is None
-    (alarm,) = (one for one in member.alarms if not one.cancelled)
-    assert alarm.after_s == EXECUTED_WITHIN_S
-    member.wait()
-    assert member.counters.failures == 1
-    call.assert_whole()
-
-
-def test_a_downgrade_is_never_guessed() -> None:
-    """Its op 22 does not come: frames stay encrypted."""
-    call = Call()
-    member = us(call)
-    call.join(OTHER)
-    call.settle()
-    member.hear(21, {"transition_id": 9, "protocol_version": 0})
-    member.wait()
-    assert member.encrypt(FRAME) != FRAME
-    assert (member.version, member.counters.downgrades) == (1, 0)
-
-
-@pytest.mark.parametrize("transition_id", [0, 9])
-def test_nothing_is_guessed_once_a_later_transition_is_in_force(transition_id: int) -> None:
-    """Op 22 of the one before was lost, and then encryption was turned off: it stays so."""
-    call = Call()
-    member = us(call)
-    call.join(OTHER)
-    call.settle()
-    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
-    call.join(THIRD)
-    call.settle()
-    member.hear(21, {"transition_id": transition_id, "protocol_version": 0})
-    member.hear(22, {"transition_id": transition_id})
-    member.wait()
-    assert member.version == 0
-
-
-def test_a_session_that_is_over_leaves_no_timer() -> None:
-    """However many transitions were prepared."""
-    call = Call()
-    member = us(call)
-    call.join(OTHER)
-    call.settle()
-    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
-    call.join(THIRD)
-    call.settle()
-    for transition_id in range(100, 200):
-        member.hear(21, {"transition_id": transition_id, "protocol_version": 1})
-    member.hear(21, {"transition_id": 199, "protocol_version": 1})
-    assert sum(not alarm.cancelled for alarm in member.alarms) == len(member.dave._pending)
-    member.dave.close()
-    assert all(alarm.cancelled for alarm in member.alarms)
-
-
 def test_out_of_the_group_there_is_no_privacy_code() -> None:
     """The one of the group we fell out of would be compared with codes that others no longer have."""
     call = Call()
@@ -546,8 +484,8 @@ def test_a_key_package_that_a_resume_may_have_lost_is_offered_again() -> None:
     member = ProductMember(US, CHANNEL)
     (offered,) = member.start()
     member.resume()
-    assert member.acknowledge() == [offered]
-    assert member.acknowledge() == []
+    assert member.heartbeat() == [offered]
+    assert member.heartbeat() == []
 
 
 def test_in_a_group_a_resume_offers_nothing() -> None:
@@ -569,9 +507,9 @@ def test_in_a_group_a_resume_offers_nothing() -> None:
     call.settle()
     member.resume()
     member.hear(30, held[0].body)
-    assert member.acknowledge() == []
+    assert member.heartbeat() == []
     member.resume()
-    assert member.acknowledge() == []
+    assert member.heartbeat() == []
 
 
 def test_a_new_external_sender_signs_for_the_next_group() -> None:
@@ -671,6 +609,121 @@ def test_an_execution_of_an_unknown_transition_changes_nothing() -> None:
     call.settle()
     assert member.hear(22, {"transition_id": 77}) == []
     call.assert_whole()
+
+
+def test_an_execution_that_never_comes_is_made_up_for() -> None:
+    """Everybody has our next keys, and those before are forgotten soon: a newcomer hears us although op 22 was lost."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
+    newcomer = call.join(THIRD)
+    call.settle()
+    assert newcomer.decrypt(US, member.encrypt(FRAME)) is None
+    (alarm,) = (one for one in member.alarms if not one.cancelled)
+    assert alarm.after_s == EXECUTED_WITHIN_S
+    member.wait()
+    assert member.counters.failures == 1
+    call.assert_whole()
+
+
+def test_a_downgrade_is_never_guessed() -> None:
+    """Its op 22 does not come: frames stay encrypted."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    member.hear(21, {"transition_id": 9, "protocol_version": 0})
+    member.wait()
+    assert member.encrypt(FRAME) != FRAME
+    assert (member.version, member.counters.downgrades) == (1, 0)
+
+
+@pytest.mark.parametrize("transition_id", [0, 9])
+def test_nothing_is_guessed_once_a_later_transition_is_in_force(transition_id: int) -> None:
+    """Op 22 of the one before was lost, and then encryption was turned off: it stays so."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
+    call.join(THIRD)
+    call.settle()
+    member.hear(21, {"transition_id": transition_id, "protocol_version": 0})
+    member.hear(22, {"transition_id": transition_id})
+    member.wait()
+    assert member.version == 0
+
+
+def test_an_execution_never_leads_back() -> None:
+    """Op 22 of a transition that was prepared before the one in force comes too late to change anything."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    member.hear(21, {"transition_id": 9, "protocol_version": 0})
+    member.hear(21, {"transition_id": 10, "protocol_version": 1})
+    member.hear(22, {"transition_id": 10})
+    member.hear(22, {"transition_id": 9})
+    member.wait()
+    call.assert_whole()
+
+
+def test_nothing_is_executed_after_the_end() -> None:
+    """A session that is closed leaves no timer."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
+    call.join(THIRD)
+    call.settle()
+    member.dave.close()
+    assert all(alarm.cancelled for alarm in member.alarms)
+
+
+def test_whoever_is_in_no_group_after_a_resume_offers_its_key_package_again() -> None:
+    """The first one may have gone down with the WebSocket; what was missed is heard first, and it is offered once."""
+    call = Call()
+    member = us(call)
+    lost = next(message for message in call.queue if message[0])
+    call.queue.remove(lost)
+    assert lost[2] == DaveOp.KEY_PACKAGE
+    call.join(OTHER)
+    call.settle()
+    assert not member.ready
+    assert member.resume() == []
+    call.say(US, member.heartbeat())
+    call.settle().assert_whole()
+    assert member.heartbeat() == []
+
+
+def test_whoever_is_in_a_group_after_a_resume_stays_in_it() -> None:
+    """Another key package would look like a new beginning."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    assert member.resume() == []
+    assert member.heartbeat() == []
+    call.assert_whole()
+
+
+def test_a_group_that_is_lost_meanwhile_is_executed_all_the_same() -> None:
+    """A commit is prepared, the next one is damaged, then op 22 of the first: we are heard under its keys."""
+    call = Call()
+    member = us(call)
+    other = call.join(OTHER)
+    call.settle()
+    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
+    call.join(THIRD)
+    call.settle()
+    (transition_id,) = member.dave._pending
+    assert [op for op, _ in member.hear(29, b"\x00\x63" + os.urandom(50))] == [31, 26]
+    member.hear(22, {"transition_id": transition_id})
+    assert member.ready
+    assert other.decrypt(US, member.encrypt(FRAME)) == FRAME
 
 
 def test_an_external_sender_may_come_before_op_4() -> None:

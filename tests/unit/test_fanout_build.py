@@ -82,7 +82,7 @@ class Rig:
         self.builder = Builder(self.table)
         self.frames: dict[int, bytes] = {}
         self.lane = self.new_lane(self.frames)
-        self.table.sent_tick[:] = START - 1
+        self.sent(START - 1)
 
     def new_lane(self, frames: dict[int, bytes]) -> Lane:
         lane = Lane(frame_at=frames.get)
@@ -103,6 +103,7 @@ class Rig:
 
     def sent(self, tick: int) -> None:
         """The sender is through with a tick."""
+        self.table.taken_tick[:] = tick
         self.table.sent_tick[:] = tick
 
 
@@ -415,6 +416,19 @@ def test_more_connections_than_rows_are_refused(rig: Rig) -> None:
         rig.connect()
     rig.play(START)
     assert len({connection.must(START).ssrc for connection in held}) == ROWS
+
+
+def test_a_packet_in_the_hands_of_the_sender_is_not_taken_back(rig: Rig) -> None:
+    """It leaves under the key before; the next one has the next number: none comes twice and none is missing."""
+    connection = rig.connect()
+    rig.play(START, START + 1, START + 2)
+    taken = connection.must(START + 1)
+    rig.sent(START)
+    rig.table.taken_tick[:] = START + 1  # it is sending this tick
+    connection.rekey()
+    rig.play(START + 3)
+    assert connection.packet(START + 2) is None
+    assert connection.must(START + 3).sequence == (taken.sequence + 1) % 2**16
 
 
 def test_the_longest_frame_fits_with_its_encryption(rig: Rig) -> None:

@@ -17,7 +17,8 @@ from worker.fanout.rows import (
 )
 
 FIELDS = (
-    *("head", "counters", "lateness", "sent_tick", "active", "slot", "socket", "address", "due", "length", "packets"),
+    *("head", "counters", "lateness", "taken_tick", "sent_tick", "active", "slot", "socket", "address"),
+    *("due", "length", "packets"),
 )
 
 

@@ -197,11 +197,10 @@ class Builder:
     def _void(self, row: int) -> int:
         """Take back what is built and not sent; returns how many packets.
 
-        One that the sender has in hand this very moment goes out and is counted all the same: its sequence number then
-        comes twice, which a receiver takes for a duplicate.
+        What the sender has in hand this very moment goes out: nobody takes that back.
         """
         due = self._table.due[:, row]
-        waiting = due > self._table.sent_tick[self._table.slot[row]]
+        waiting = due > self._table.taken_tick[self._table.slot[row]]
         due[waiting] = 0
         return int(waiting.sum())
 

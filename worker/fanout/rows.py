@@ -53,7 +53,7 @@ class RowTable:
         head: i64 words: layout version, clock offset (common minus local, ns), sockets that rows may name.
         counters: u64 words written by the sender.
         lateness: u64 histogram of packets by lateness, bins of 100 us, the last one open.
-        sent_tick: i64 per slot, last tick that the sender is through with.
+        taken_tick, sent_tick: i64 per slot, last tick that the sender began to send, and is through with.
         active, slot, socket, address: per row, who it is sent by and to (`sockaddr_in`).
         due, length: (ring, row): tick for which a packet is built, bytes on the wire.
         packets: (ring, row, byte).
@@ -64,6 +64,7 @@ class RowTable:
             ("head", (_HEAD_WORDS,), np.int64),
             ("counters", (_COUNTER_WORDS,), np.uint64),
             ("lateness", (LATENESS_BINS,), np.uint64),
+            ("taken_tick", (SLOTS,), np.int64),
             ("sent_tick", (SLOTS,), np.int64),
             ("active", (rows,), np.uint8),
             ("slot", (rows,), np.uint8),
@@ -82,6 +83,7 @@ class RowTable:
         self.head: NDArray[np.int64]
         self.counters: NDArray[np.uint64]
         self.lateness: NDArray[np.uint64]
+        self.taken_tick: NDArray[np.int64]
         self.sent_tick: NDArray[np.int64]
         self.active: NDArray[np.uint8]
         self.slot: NDArray[np.uint8]

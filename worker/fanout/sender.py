@@ -238,6 +238,7 @@ class Sender:
                     tick += missed
                     continue
                 left_ns[slot] = now_ns
+                table.taken_tick[slot] = tick  # before a row is looked at
                 if plan is not None:
                     sent, dropped = plan.send(table, tick)
                     if sent or dropped:

@@ -14,9 +14,10 @@ Source: voice protocol reference, sections 6.2 to 6.5, 6.7 and 6.10; libdave thr
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
@@ -59,13 +60,6 @@ the keys before are heard for 10 s only, and by newcomers not at all."""
 Protect = Callable[[bytes], bytes | None]
 
 
-class _Keys(NamedTuple):
-    """Ours in one epoch. Numbers grow with the epochs, over all groups."""
-
-    number: int
-    ratchet: dave.IKeyRatchet
-
-
 class Timer(Protocol):
     """What `asyncio.AbstractEventLoop.call_later` gives."""
 
@@ -73,6 +67,13 @@ class Timer(Protocol):
 
 
 CallLater = Callable[[float, Callable[[], None]], Timer]
+
+
+class _Keys(NamedTuple):
+    """Ours in one epoch. Numbers grow with the epochs, over all groups."""
+
+    number: int
+    ratchet: dave.IKeyRatchet
 
 
 class _Prepared(NamedTuple):
@@ -223,8 +224,9 @@ class Dave:
         self._on_change()
 
     def close(self) -> None:
-        """The session is over: no timer is left."""
-        self._guess_nothing()
+        """The session is over: nothing is executed any more."""
+        for transition_id in list(self._pending):
+            self._drop(transition_id)
 
     def _work_on(self, event: Event) -> None:
         """What takes milliseconds."""
@@ -259,7 +261,7 @@ class Dave:
             self._encryptor.assign_ssrc_to_codec(ssrc, dave.Codec.opus)
             self._encrypt = partial(self._encryptor.encrypt, dave.MediaType.audio, ssrc)
         if not version:
-            self._guess_nothing()
+            self._guess_nothing(self._pending)
             self._execute(0, None)
             return
         self.version = version
@@ -416,46 +418,51 @@ class Dave:
 
     def _prepare(self, transition_id: int, version: int, keys: _Keys | None) -> None:
         if transition_id == 0:
-            self._guess_nothing()
+            self._guess_nothing(self._pending)
             self._execute(version, keys)
             return
         if not version:
             for decryptor in (self._decryptors or {}).values():
                 decryptor.transition_to_passthrough_mode(True)
         while len(self._pending) >= _LARGEST_TRANSITIONS:
-            self._take_prepared(next(iter(self._pending)))
+            self._drop(next(iter(self._pending)))
         if transition_id in self._pending:
-            before = self._take_prepared(transition_id)
-            keys = before.keys if keys is None else keys
+            before = self._drop(transition_id)
+            keys = keys or before.keys
         overdue = self._call_later(EXECUTED_WITHIN_S, partial(self._execute_overdue, transition_id))
         self._pending[transition_id] = _Prepared(version, keys, overdue)
         self._gateway.transition_ready(transition_id)
 
-    def _take_prepared(self, transition_id: int) -> _Prepared:
+    def _drop(self, transition_id: int) -> _Prepared:
+        """Take a transition off the list."""
         prepared = self._pending.pop(transition_id)
         prepared.overdue.cancel()
         return prepared
 
-    def _guess_nothing(self, before: int | None = None) -> None:
-        """Leave transitions to the server: all, or those that were prepared before another."""
-        for transition_id, prepared in self._pending.items():
-            if transition_id == before:
-                return
-            prepared.overdue.cancel()
-
     def _execute_prepared(self, transition_id: int) -> None:
         """Op 22; of an unknown transition it does nothing."""
-        if transition_id in self._pending:
-            self._guess_nothing(transition_id)
-            prepared = self._take_prepared(transition_id)
-            self._execute(prepared.version, prepared.keys)
+        if transition_id not in self._pending:
+            return
+        earlier = list(itertools.takewhile(lambda one: one != transition_id, self._pending))
+        self._guess_nothing(earlier)
+        prepared = self._drop(transition_id)
+        for one in earlier:
+            if prepared.keys is None and self._pending[one].keys is None:
+                self._drop(one)  # an older order about the version: it would lead back
+        self._execute(prepared.version, prepared.keys)
+
+    def _guess_nothing(self, earlier: Iterable[int]) -> None:
+        """Leave transitions to the server that were prepared before the one that comes into force now."""
+        for transition_id in earlier:
+            self._pending[transition_id].overdue.cancel()
 
     def _execute_overdue(self, transition_id: int) -> None:
-        """No op 22 came, nor any for a later transition. Encryption is never given up on such a guess."""
-        if self._pending[transition_id].version:
-            self._fail("execution that did not come")
-            self._execute_prepared(transition_id)
-            self._on_change()
+        """No op 22 came. Encryption is never given up on such a guess."""
+        if not self._pending[transition_id].version:
+            return
+        self._fail("execution that did not come")
+        self._execute_prepared(transition_id)
+        self._on_change()
 
     def _execute(self, version: int, keys: _Keys | None) -> None:
         """Have a version, and keys, come into force; never keys that were made before those in force."""
