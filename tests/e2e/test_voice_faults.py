@@ -103,7 +103,7 @@ class Watch:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def until(self, guild: str, condition: Callable[[GuildReport], bool], what: str) -> GuildReport:
-        """What was seen when the condition held, at a look after now."""
+        """What was seen when the condition held, at the next look or a later one."""
         try:
             async with asyncio.timeout(SETTLED_WITHIN_S), self._looked:
                 while True:
@@ -891,8 +891,8 @@ async def _live(fate: Fate, room: Room, one: Case) -> None:
             fate.frames = {frame for name, frame in heard.payloads.items() if name > SILENCE_ID}
         row = await room.look()
         fate.sessions = row.sessions
-    except AssertionError as error:
-        fate.error = str(error)
+    except Exception as error:  # noqa: BLE001 - one guild's fault must not spoil the others' tests
+        fate.error = f"{type(error).__name__}: {error}"
     fate.status = await room.status()
     fate.wanted = await room.stack.events("guild.voice_wanted", guild=room.guild)
 
@@ -922,12 +922,9 @@ def _silences_s(heard: GuildPackets, joined_ns: int) -> tuple[float, float]:
 def tell(name: str, fate: Fate, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         code = f", {fate.status.code}" if fate.status is not None and fate.status.code else ""
+        sound = f"; heard {fate.joined_s:.2f} s after the job, longest silence {fate.silence_s:.2f} s"
         back = f", audible {fate.back_s:.2f} s after somebody came" if fate.back_s else ""
-        print(
-            f"\n  {name}: {CASES[name].due.value}{code}; heard {fate.joined_s:.2f} s after the job,"
-            f" longest silence {fate.silence_s:.2f} s{back}",
-            end=" ",
-        )
+        print(f"\n  {name}: {CASES[name].due.value}{code}{sound if fate.joined_s else ''}{back}", end=" ")
 
 
 async def assert_heard(stack: Stack, fate: Fate, voided: int = 0) -> None:

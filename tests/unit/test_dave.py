@@ -645,6 +645,22 @@ def test_a_downgrade_is_never_guessed() -> None:
     assert (member.version, member.counters.downgrades) == (1, 0)
 
 
+@pytest.mark.parametrize("transition_id", [0, 9])
+def test_nothing_is_guessed_once_a_later_transition_is_in_force(transition_id: int) -> None:
+    """Op 22 of the one before was lost, and then encryption was turned off: it stays so."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    call.deaf.add((US, DaveOp.EXECUTE_TRANSITION))
+    call.join(THIRD)
+    call.settle()
+    member.hear(21, {"transition_id": transition_id, "protocol_version": 0})
+    member.hear(22, {"transition_id": transition_id})
+    member.wait()
+    assert member.version == 0
+
+
 def test_an_execution_never_leads_back() -> None:
     """Op 22 of a transition that was prepared before the one in force comes too late to change anything."""
     call = Call()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
@@ -272,6 +272,7 @@ class Dave:
             self._encryptor.assign_ssrc_to_codec(ssrc, dave.Codec.opus)
             self._encrypt = partial(self._encryptor.encrypt, dave.MediaType.audio, ssrc)
         if not version:
+            self._guess_nothing(self._pending)
             self._execute(0, None)
             return
         self.version = version
@@ -429,6 +430,7 @@ class Dave:
 
     def _prepare(self, transition_id: int, version: int, keys: _Keys | None) -> None:
         if transition_id == 0:
+            self._guess_nothing(self._pending)
             self._execute(version, keys)
             return
         if not version:
@@ -454,11 +456,17 @@ class Dave:
         if transition_id not in self._pending:
             return
         earlier = list(itertools.takewhile(lambda one: one != transition_id, self._pending))
+        self._guess_nothing(earlier)
         prepared = self._drop(transition_id)
         for one in earlier:
             if prepared.keys is None and self._pending[one].keys is None:
                 self._drop(one)  # an older order about the version: it would lead back
         self._execute(prepared.version, prepared.keys)
+
+    def _guess_nothing(self, earlier: Iterable[int]) -> None:
+        """Leave transitions to the server that were prepared before the one that comes into force now."""
+        for transition_id in earlier:
+            self._pending[transition_id].overdue.cancel()
 
     def _execute_overdue(self, transition_id: int) -> None:
         """No op 22 came. Encryption is never given up on such a guess."""
