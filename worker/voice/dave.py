@@ -197,8 +197,8 @@ class Dave:
     async def take(self, event: Event) -> None:
         """Follow an event of the gateway; what is not the group's business does nothing.
 
-        Raises: VoiceError: e2ee_failed, after too many attempts; e2ee_required, where the server wants a version that is
-            not known here.
+        Raises: VoiceError: e2ee_failed, after too many attempts; e2ee_required, where the server wants a version
+            that is not known here.
         """
         if self.version is None and isinstance(event, PrepareEpoch | PrepareTransition | ExecuteTransition):
             return  # op 4 will say what is in force, and begins the group
