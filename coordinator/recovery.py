@@ -42,8 +42,6 @@ _NORMAL_CLOSE = 1000
 _NORMAL_CLOSE_WAIT_S = 3.0
 """Discord sends 1000 also where new credentials are on their way: those are better than asking."""
 _DISCONNECTED = "disconnected"
-_NO_SERVER_ASKED = (ErrorCode.VOICE_UNREACHABLE, ErrorCode.UDP_BLOCKED)
-"""Failures that cost no voice server an attempt: while a network is away, trying on does no harm."""
 
 
 class Failure(NamedTuple):
@@ -208,7 +206,7 @@ class Recovery:
             trouble.worn_out = False
             self._let_go(guild, failure, trouble, 0.0, change, void=True)
             return
-        if failure.code not in _NO_SERVER_ASKED:
+        if failure.code != ErrorCode.VOICE_UNREACHABLE:  # no server was asked: trying on does no harm
             trouble.attempts.append(now_s)
         if action is Action.STOP:
             self._stop(guild, failure, change)

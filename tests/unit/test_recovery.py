@@ -120,7 +120,8 @@ class Scene:
         self.now_s += seconds
 
     def fail(self, close_code: int | None = 4015, code: str = "voice_closed", message: str = "told") -> list[Event]:
-        self.attempts_s.append(self.now_s)
+        if code != ErrorCode.VOICE_UNREACHABLE:
+            self.attempts_s.append(self.now_s)
         failure = Failure(code, close_code, message)
         return self._carry_out(lambda change: self.recovery.failed(self.guild, failure, self.now_s, change))
 
@@ -176,6 +177,8 @@ def test_every_close_code_has_its_action(close_code: int, action: Action) -> Non
         (ErrorCode.VOICE_UNREACHABLE, Action.RESUME),
         (ErrorCode.VOICE_TIMEOUT, Action.RESUME),
         (ErrorCode.UDP_BLOCKED, Action.RESUME),
+        (ErrorCode.E2EE_FAILED, Action.RESUME),
+        (ErrorCode.INTERNAL_ERROR, Action.RESUME),
         (ErrorCode.VOICE_CREDENTIALS_REJECTED, Action.NEW_CREDENTIALS),
         (ErrorCode.VOICE_CREDENTIALS_MISSING, Action.NEW_CREDENTIALS),
         (ErrorCode.E2EE_REQUIRED, Action.STOP),
@@ -429,15 +432,37 @@ def test_a_guild_that_used_up_its_attempts_is_left_alone_for_long(close_code: in
         assert again.code == "too_many_attempts"
 
 
+ERRORS = [
+    *(ErrorCode.VOICE_UNREACHABLE, ErrorCode.VOICE_TIMEOUT, ErrorCode.UDP_BLOCKED, ErrorCode.E2EE_FAILED),
+    *(ErrorCode.VOICE_CREDENTIALS_REJECTED, ErrorCode.E2EE_REQUIRED, ErrorCode.INTERNAL_ERROR),
+]
+"""Ends without a close code; only the first costs no server anything."""
+ENDS = [*(Failure(ErrorCode.VOICE_CLOSED, code) for code in ACTIONS), *(Failure(code) for code in ERRORS)]
+
+
+@pytest.mark.parametrize("code", [ErrorCode.UDP_BLOCKED, ErrorCode.VOICE_TIMEOUT, ErrorCode.INTERNAL_ERROR])
+def test_a_session_that_never_came_to_be_counts_as_an_attempt(code: ErrorCode) -> None:
+    """A server that was asked, and our own crash: a dozen, and only the long retry is left."""
+    scene = Scene()
+    told: list[Event] = []
+    while not told:
+        told = [event for event in scene.fail(None, code) if event.type == "guild.failed"]
+        assert len(scene.attempts_s) < 2 * ATTEMPTS
+        if not told and scene.due():
+            scene.renew()
+            scene.step()
+    assert told[0].code == "too_many_attempts"
+
+
 @settings(deadline=None)
 @given(
-    st.sampled_from(with_action(*Action)),
+    st.sampled_from(ENDS),
     st.sampled_from([GUILD, REJOINING]),
     st.booleans(),
     st.sampled_from([0.0, 0.5, 30.0, STEADY_S]),
 )
 def test_no_guild_is_ever_tried_more_often_than_the_cap(
-    close_code: int, guild: Guild, answers: bool, plays_s: float
+    end: Failure, guild: Guild, answers: bool, plays_s: float
 ) -> None:
     """Whatever the server says, whether the bot answers, however long it plays between: ten minutes see a dozen."""
     scene = Scene(guild)
@@ -446,8 +471,8 @@ def test_no_guild_is_ever_tried_more_often_than_the_cap(
         if scene.guild.worker:
             if plays_s:
                 scene.well(plays_s)
-            scene.fail(close_code)
-            if close_code in with_action(Action.WAIT) and guild is GUILD and plays_s:
+            scene.fail(end.close_code, end.code)
+            if action_after(end) is Action.WAIT and guild is GUILD and plays_s:
                 scene.attempts_s.pop()  # somebody's will, not an attempt that failed
                 scene.passes(1.0)
         elif any(event.type == "guild.voice_wanted" for event in scene.step()) and answers:
