@@ -154,11 +154,12 @@ class Recovery:
         left_s = ((status.retry_at or 0) - unix_ms()) / 1_000
         trouble = self._troubles[guild.key] = _Trouble(
             failures=1,
-            worn_out=status.code == ErrorCode.TOO_MANY_ATTEMPTS,
+            # a wanted guild with this code waits for the cap only, by the user's will
+            worn_out=status.state == "failed" and status.code == ErrorCode.TOO_MANY_ATTEMPTS,
             due_s=now_s + min(max(0.0, left_s), _LONGEST_RETRY_S),
             waits=action_for(status.close_code) is Action.WAIT,
         )
-        if status.code and not trouble.worn_out:
+        if status.code and status.code != ErrorCode.TOO_MANY_ATTEMPTS:
             trouble.cause = Failure(status.code, status.close_code)
 
     def well(self, key: GuildKey, now_s: float) -> None:

@@ -29,7 +29,7 @@ from shared.protocol.close_codes import CLOSE_CODES, Action
 from shared.schema import event as events
 from shared.schema.event import Event
 from shared.schema.job import Voice
-from shared.schema.records import GuildSpec, GuildStatus
+from shared.schema.records import GuildSpec, GuildState, GuildStatus
 from shared.store.client import Store
 from shared.store.keys import Keys
 
@@ -689,6 +689,20 @@ def test_a_new_leader_keeps_what_was_put_off() -> None:
     assert later.held_s == pytest.approx(held_s, abs=1.0)
     assert later.due() == []
     assert later.guild.worker == "w"
+
+
+@pytest.mark.parametrize(("state", "worn_out"), [("wanted", False), ("failed", True)])
+def test_a_new_leader_knows_who_only_waits_for_the_cap(state: GuildState, worn_out: bool) -> None:
+    """A user's guild that waits for its next attempt is not worn out, as one that failed with the same code is."""
+    status = GuildStatus(state=state, at=unix_ms(), code=ErrorCode.TOO_MANY_ATTEMPTS, retry_at=unix_ms() + 5_000)
+    scene = Scene(Guild(SPEC, status=status))
+    scene.recovery.restore(scene.guild, scene.now_s)
+    assert scene.held_s == pytest.approx(5.0, abs=0.5)
+    assert scene.due() == []
+    assert scene.guild.worker == "w"
+    told = scene.fail()
+    assert [event.code for event in told] == [ErrorCode.TOO_MANY_ATTEMPTS] * worn_out
+    assert (scene.held_s >= LONG_RETRY_S - 0.1) is worn_out
 
 
 def test_a_new_leader_brings_no_stopped_guild_back() -> None:
