@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +24,7 @@ from shared.errors import StaleId, StoreError, StoreUnavailable
 
 CALL_TIMEOUT_S = 2.0
 _STALE_ID = "equal or smaller than the target stream top item"  # Redis has no code for it
+_READ_ONLY = "READONLY"  # Redis 6 wraps the error of a script's command into its text
 START_TIMEOUT_S = 30.0
 """How long a process tries to reach Redis at its start."""
 
@@ -52,9 +53,15 @@ def _our_errors() -> Iterator[None]:
     ) as error:
         raise StoreUnavailable(str(error) or type(error).__name__) from error
     except exceptions.RedisError as error:
+        if _READ_ONLY in str(error):
+            raise StoreUnavailable(str(error)) from error
         if _STALE_ID in str(error):
             raise StaleId(str(error)) from error
         raise StoreError(str(error)) from error
+
+
+def _from_a_replica(error: BaseException | None) -> bool:
+    return isinstance(error, (exceptions.ReadOnlyError, exceptions.MasterDownError)) or _READ_ONLY in str(error)
 
 
 class Store:
@@ -91,14 +98,30 @@ class Store:
         """Another client of the same server."""
         return Store(self._url, ca_file=self._ca_file, raw=raw, block_s=block_s)
 
+    @asynccontextmanager
+    async def _call(self) -> AsyncIterator[None]:
+        """A call: bounded in time, with errors of our tree.
+
+        Connections to a server that is a replica now are closed, so that the next call finds the new primary. Nobody
+        else would do it: a demoted server goes on to answer whatever only reads.
+        """
+        try:
+            with _our_errors():
+                async with asyncio.timeout(self._timeout_s):
+                    yield
+        except StoreUnavailable as error:
+            if _from_a_replica(error.__cause__):
+                with _our_errors():
+                    await self._redis.connection_pool.disconnect(inuse_connections=False)  # those in use come here, too
+            raise
+
     async def command(self, *command: Arg) -> Any:
         """Send one command.
 
         Raises: StoreUnavailable, StoreError.
         """
-        with _our_errors():
-            async with asyncio.timeout(self._timeout_s):
-                return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+        async with self._call():
+            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def transaction(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands as one MULTI; all happen or none.
@@ -115,11 +138,10 @@ class Store:
         return await self._pipeline(commands, transaction=False) if commands else []
 
     async def _pipeline(self, commands: Sequence[Command], *, transaction: bool) -> list[Any]:
-        with _our_errors():
-            async with asyncio.timeout(self._timeout_s), self._redis.pipeline(transaction=transaction) as pipeline:
-                for command in commands:
-                    pipeline.execute_command(*command)
-                return list(await pipeline.execute())
+        async with self._call(), self._redis.pipeline(transaction=transaction) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            return list(await pipeline.execute())
 
     async def script(self, name: str, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         """Run `scripts/<name>.lua`; every key it touches stands in `keys`.
@@ -127,12 +149,11 @@ class Store:
         Raises: StoreUnavailable, StoreError.
         """
         text, sha = _script(name)
-        with _our_errors():
-            async with asyncio.timeout(self._timeout_s):
-                try:
-                    return await self._redis.execute_command("EVALSHA", sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
-                except exceptions.NoScriptError:
-                    return await self._redis.execute_command("EVAL", text, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+        async with self._call():
+            try:
+                return await self._redis.execute_command("EVALSHA", sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+            except exceptions.NoScriptError:
+                return await self._redis.execute_command("EVAL", text, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
 
     async def hear(self, channels: Sequence[str], quiet_s: float) -> AsyncGenerator[str | None, None]:
         """Messages of pub/sub channels as the channel's name; None whenever `quiet_s` passed without one.

@@ -6,9 +6,10 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from shared.errors import StaleId, StoreError, StoreUnavailable
 from shared.store import client
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
+from tests.integration.test_time_sync import Address
 
 BOUND_S = 10.0
 SCRIPTS = sorted(
@@ -237,6 +239,40 @@ async def test_a_server_that_stood_still_is_used_again(new_store: MakeStore, own
         os.kill(own_redis_server.pid, signal.SIGCONT)
     await reach(store)
     assert await store.command("ECHO", "mine") == "mine"
+
+
+@pytest.mark.parametrize("kind", ["command", "pipeline", "transaction", "script", "read"])
+async def test_a_primary_that_was_demoted_is_left(
+    new_store: MakeStore, own_redis_server: RedisServer, tmp_path: Path, kind: str
+) -> None:
+    """It still answers where connections stand; the first refusal closes them, and the next call finds the new one."""
+    with RedisServer() as promoted:
+        address = Address(tmp_path)
+        address.lead_to(own_redis_server)
+        store = new_store(address.url)
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
+            "command": lambda: store.command("SET", "k", 1),
+            "pipeline": lambda: store.pipeline([("PING",), ("SET", "k", 1)]),
+            "transaction": lambda: store.transaction([("SET", "k", 1)]),
+            "script": lambda: store.script("lead", ["k", "term"], ["id", 1_000, 0]),
+            "read": lambda: store.command("GET", "k"),
+        }
+        before = await server_of(store)
+        await asyncio.gather(*(store.command("TIME") for _ in range(5)))  # on connections of their own
+        await store.command("CONFIG", "SET", "replica-serve-stale-data", "no" if kind == "read" else "yes")
+        await store.command("REPLICAOF", "127.0.0.1", 1)
+        address.lead_to(promoted)
+        assert kind == "read" or await server_of(store) == before
+        with pytest.raises(StoreUnavailable):
+            await calls[kind]()
+        assert await server_of(store) != before
+        await asyncio.gather(*(calls[kind]() for _ in range(5)))
+
+
+async def server_of(store: Store) -> str:
+    """Run id of the server that answers."""
+    _, _, run_id = await store.script("time", [], [])
+    return str(run_id)
 
 
 def test_our_own_server_takes_connections_when_it_has_started(own_redis_server: RedisServer) -> None:
