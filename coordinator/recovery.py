@@ -42,8 +42,6 @@ _NORMAL_CLOSE = 1000
 _NORMAL_CLOSE_WAIT_S = 3.0
 """Discord sends 1000 also where new credentials are on their way: those are better than asking."""
 _DISCONNECTED = "disconnected"
-_NO_SERVER_ASKED = (ErrorCode.VOICE_UNREACHABLE, ErrorCode.UDP_BLOCKED)
-"""Failures that cost no voice server an attempt: while a network is away, trying on does no harm."""
 
 
 class Failure(NamedTuple):
@@ -156,11 +154,12 @@ class Recovery:
         left_s = ((status.retry_at or 0) - unix_ms()) / 1_000
         trouble = self._troubles[guild.key] = _Trouble(
             failures=1,
-            worn_out=status.code == ErrorCode.TOO_MANY_ATTEMPTS,
+            # a wanted guild with this code waits for the cap only, by the user's will
+            worn_out=status.state == "failed" and status.code == ErrorCode.TOO_MANY_ATTEMPTS,
             due_s=now_s + min(max(0.0, left_s), _LONGEST_RETRY_S),
             waits=action_for(status.close_code) is Action.WAIT,
         )
-        if status.code and not trouble.worn_out:
+        if status.code and status.code != ErrorCode.TOO_MANY_ATTEMPTS:
             trouble.cause = Failure(status.code, status.close_code)
 
     def well(self, key: GuildKey, now_s: float) -> None:
@@ -208,7 +207,7 @@ class Recovery:
             trouble.worn_out = False
             self._let_go(guild, failure, trouble, 0.0, change, void=True)
             return
-        if failure.code not in _NO_SERVER_ASKED:
+        if failure.code != ErrorCode.VOICE_UNREACHABLE:  # no server was asked: trying on does no harm
             trouble.attempts.append(now_s)
         if action is Action.STOP:
             self._stop(guild, failure, change)

@@ -48,6 +48,7 @@ class ErrorCode(StrEnum):
     REDIS_UNREACHABLE = "redis_unreachable"
     LEASE_LOST = "lease_lost"
     FENCED = "fenced"
+    INTERNAL_ERROR = "internal_error"
     # jobs
     JOB_UNREADABLE = "job_unreadable"
     JOB_INVALID = "job_invalid"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -67,10 +68,19 @@ class RedisServer:
             preexec_fn=parent_death_signal,
         )
         deadline = time.monotonic() + _READY_WITHIN_S
-        while not self._socket.exists():
+        while not self._listens():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise StoreUnavailable(f"redis-server did not start (exit status {self._process.poll()})")
             time.sleep(_POLL_S)
+
+    def _listens(self) -> bool:
+        """Whether a connection is taken: the path is there a moment earlier, or from a server that was killed."""
+        with socket.socket(socket.AF_UNIX) as client:
+            try:
+                client.connect(str(self._socket))
+            except (FileNotFoundError, ConnectionRefusedError):
+                return False
+            return True
 
     def stop(self) -> None:
         """End the server; its data is gone."""

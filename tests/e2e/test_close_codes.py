@@ -78,7 +78,7 @@ async def fates(running: Stack) -> AsyncIterator[dict[int, Fate]]:
             for code, guild in guilds.items():
                 _, status = await stack.guild(guild)
                 if code in stopped:
-                    if status is None or status.state not in ("failed", "stopped"):
+                    if status is None or not status.final:  # the worker's own word is not yet what is done about it
                         return False
                 elif not await heard_since(stack, guild, code):
                     return False

@@ -237,3 +237,14 @@ async def test_a_server_that_stood_still_is_used_again(new_store: MakeStore, own
         os.kill(own_redis_server.pid, signal.SIGCONT)
     await reach(store)
     assert await store.command("ECHO", "mine") == "mine"
+
+
+def test_our_own_server_takes_connections_when_it_has_started(own_redis_server: RedisServer) -> None:
+    """Also where the path of one that was killed lies about: a path is not yet somebody who listens."""
+    path = own_redis_server.url.removeprefix("unix://")
+    own_redis_server.stop()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    own_redis_server.start()
+    with socket.socket(socket.AF_UNIX) as alive:
+        alive.connect(path)

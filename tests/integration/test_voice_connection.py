@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from shared.errors import VoiceClosed
+from shared.errors import ErrorCode, VoiceClosed
 from shared.protocol.opus import SILENCE_FRAME
 from shared.protocol.voice_gateway import Credentials
 from tests.emulator.client import EmulatorClient
@@ -28,6 +28,7 @@ from tests.emulator.tone import second_of_tone
 from tests.integration.test_receive import FRAMES, Song, sound_of, until_stopped
 from tests.media.audio import FRAME_SAMPLES, align
 from worker.fanout.sockets import SocketPool
+from worker.voice import connection
 from worker.voice.commons import VoiceShared
 from worker.voice.connection import Media, VoiceConnection
 from worker.voice.dave import Dave
@@ -439,6 +440,29 @@ async def test_a_message_larger_than_any_honest_one_costs_a_websocket(line: Line
         assert opus_of(await until_stopped(stream)) == [*words, *CLOSING]
         session = await line.session()
     assert (session.close_code, session.close_by, session.resumed) == (1009, "client", 1)
+
+
+@pytest.mark.parametrize("goes_away", [False, True], ids=["comes back", "goes away"])
+async def test_a_server_that_ends_every_session_is_named_as_the_cause(
+    line: Line, monkeypatch: pytest.MonkeyPatch, goes_away: bool
+) -> None:
+    """When the tries to resume are used up, the last close is what is told, also where nobody answered after it."""
+    monkeypatch.setattr(connection, "RESUME_TRIES", 3)
+
+    async def be_closed() -> None:
+        async with line.open():
+            if goes_away:
+                line.connection._url = "wss://127.0.0.1:1/"
+            for _ in range(1 if goes_away else 3):
+                line.links.clear()
+                await line.fault("close", code=4015)
+                await line.until(lambda: line.links == [False, True], "a resume")
+            await line.until(lambda: False, "the end")
+
+    with pytest.raises(VoiceClosed) as closed:
+        await be_closed()
+    assert (closed.value.code, closed.value.close_code) == (ErrorCode.VOICE_CLOSED, 4015)
+    assert line.connection.resumes == 2
 
 
 # messages

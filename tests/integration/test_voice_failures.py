@@ -59,17 +59,23 @@ class Pool:
         self._settings = Settings(redis_url=url, namespace=keys.word)
         self._numbers = itertools.count(1)
         self._generation = 0
+        self.first_ends: asyncio.Event
+        """Set: the first coordinator resigns."""
 
     @asynccontextmanager
-    async def coordinator(self) -> AsyncIterator[None]:
-        """Somebody leads, from here to there."""
+    async def coordinator(self) -> AsyncIterator[asyncio.Event]:
+        """Somebody leads, from here to there, or until what is given is set."""
         stop = asyncio.Event()
         task = asyncio.create_task(Coordinator(self._settings, "host").run(stop))
         try:
-            yield
+            yield stop
         finally:
             stop.set()
             await task
+
+    async def leader(self) -> str:
+        """Who leads, empty while nobody does."""
+        return await self.store.command("HGET", self.keys.leader, "id") or ""
 
     async def beat(self) -> None:
         """Keep the worker's lease."""
@@ -153,7 +159,7 @@ async def pool(store: Store, keys: Keys, redis_server: Any, monkeypatch: pytest.
     await one.member.join()
     beating = asyncio.create_task(one.beat())
     try:
-        async with one.coordinator():
+        async with one.coordinator() as one.first_ends:
             yield one
     finally:
         beating.cancel()
@@ -229,7 +235,14 @@ async def test_a_kicked_bot_stays_out_until_it_is_asked_for(pool: Pool) -> None:
     stopped = await pool.event("guild.stopped")
     assert (stopped.code, stopped.close_code, stopped.final) == ("kicked", 4014, True)
     async with pool.coordinator():  # stands by, and leads when the first is gone
-        await pool.store.command("DEL", pool.keys.leader)
+        first = await pool.leader()
+        assert first
+        pool.first_ends.set()
+
+        async def another_leads() -> bool:
+            return await pool.leader() not in ("", first)
+
+        await until(another_leads, "another leader")
         await passes_are_made(pool)
         status = await pool.status()
         assert (status.state, status.code, status.final) == ("stopped", "kicked", True)

@@ -29,7 +29,7 @@ from shared.protocol.close_codes import CLOSE_CODES, Action
 from shared.schema import event as events
 from shared.schema.event import Event
 from shared.schema.job import Voice
-from shared.schema.records import GuildSpec, GuildStatus
+from shared.schema.records import GuildSpec, GuildState, GuildStatus
 from shared.store.client import Store
 from shared.store.keys import Keys
 
@@ -120,7 +120,8 @@ class Scene:
         self.now_s += seconds
 
     def fail(self, close_code: int | None = 4015, code: str = "voice_closed", message: str = "told") -> list[Event]:
-        self.attempts_s.append(self.now_s)
+        if code != ErrorCode.VOICE_UNREACHABLE:
+            self.attempts_s.append(self.now_s)
         failure = Failure(code, close_code, message)
         return self._carry_out(lambda change: self.recovery.failed(self.guild, failure, self.now_s, change))
 
@@ -176,6 +177,8 @@ def test_every_close_code_has_its_action(close_code: int, action: Action) -> Non
         (ErrorCode.VOICE_UNREACHABLE, Action.RESUME),
         (ErrorCode.VOICE_TIMEOUT, Action.RESUME),
         (ErrorCode.UDP_BLOCKED, Action.RESUME),
+        (ErrorCode.E2EE_FAILED, Action.RESUME),
+        (ErrorCode.INTERNAL_ERROR, Action.RESUME),
         (ErrorCode.VOICE_CREDENTIALS_REJECTED, Action.NEW_CREDENTIALS),
         (ErrorCode.VOICE_CREDENTIALS_MISSING, Action.NEW_CREDENTIALS),
         (ErrorCode.E2EE_REQUIRED, Action.STOP),
@@ -429,15 +432,37 @@ def test_a_guild_that_used_up_its_attempts_is_left_alone_for_long(close_code: in
         assert again.code == "too_many_attempts"
 
 
+ERRORS = [
+    *(ErrorCode.VOICE_UNREACHABLE, ErrorCode.VOICE_TIMEOUT, ErrorCode.UDP_BLOCKED, ErrorCode.E2EE_FAILED),
+    *(ErrorCode.VOICE_CREDENTIALS_REJECTED, ErrorCode.E2EE_REQUIRED, ErrorCode.INTERNAL_ERROR),
+]
+"""Ends without a close code; only the first costs no server anything."""
+ENDS = [*(Failure(ErrorCode.VOICE_CLOSED, code) for code in ACTIONS), *(Failure(code) for code in ERRORS)]
+
+
+@pytest.mark.parametrize("code", [ErrorCode.UDP_BLOCKED, ErrorCode.VOICE_TIMEOUT, ErrorCode.INTERNAL_ERROR])
+def test_a_session_that_never_came_to_be_counts_as_an_attempt(code: ErrorCode) -> None:
+    """A server that was asked, and our own crash: a dozen, and only the long retry is left."""
+    scene = Scene()
+    told: list[Event] = []
+    while not told:
+        told = [event for event in scene.fail(None, code) if event.type == "guild.failed"]
+        assert len(scene.attempts_s) < 2 * ATTEMPTS
+        if not told and scene.due():
+            scene.renew()
+            scene.step()
+    assert told[0].code == "too_many_attempts"
+
+
 @settings(deadline=None)
 @given(
-    st.sampled_from(with_action(*Action)),
+    st.sampled_from(ENDS),
     st.sampled_from([GUILD, REJOINING]),
     st.booleans(),
     st.sampled_from([0.0, 0.5, 30.0, STEADY_S]),
 )
 def test_no_guild_is_ever_tried_more_often_than_the_cap(
-    close_code: int, guild: Guild, answers: bool, plays_s: float
+    end: Failure, guild: Guild, answers: bool, plays_s: float
 ) -> None:
     """Whatever the server says, whether the bot answers, however long it plays between: ten minutes see a dozen."""
     scene = Scene(guild)
@@ -446,8 +471,8 @@ def test_no_guild_is_ever_tried_more_often_than_the_cap(
         if scene.guild.worker:
             if plays_s:
                 scene.well(plays_s)
-            scene.fail(close_code)
-            if close_code in with_action(Action.WAIT) and guild is GUILD and plays_s:
+            scene.fail(end.close_code, end.code)
+            if action_after(end) is Action.WAIT and guild is GUILD and plays_s:
                 scene.attempts_s.pop()  # somebody's will, not an attempt that failed
                 scene.passes(1.0)
         elif any(event.type == "guild.voice_wanted" for event in scene.step()) and answers:
@@ -664,6 +689,20 @@ def test_a_new_leader_keeps_what_was_put_off() -> None:
     assert later.held_s == pytest.approx(held_s, abs=1.0)
     assert later.due() == []
     assert later.guild.worker == "w"
+
+
+@pytest.mark.parametrize(("state", "worn_out"), [("wanted", False), ("failed", True)])
+def test_a_new_leader_knows_who_only_waits_for_the_cap(state: GuildState, worn_out: bool) -> None:
+    """A user's guild that waits for its next attempt is not worn out, as one that failed with the same code is."""
+    status = GuildStatus(state=state, at=unix_ms(), code=ErrorCode.TOO_MANY_ATTEMPTS, retry_at=unix_ms() + 5_000)
+    scene = Scene(Guild(SPEC, status=status))
+    scene.recovery.restore(scene.guild, scene.now_s)
+    assert scene.held_s == pytest.approx(5.0, abs=0.5)
+    assert scene.due() == []
+    assert scene.guild.worker == "w"
+    told = scene.fail()
+    assert [event.code for event in told] == [ErrorCode.TOO_MANY_ATTEMPTS] * worn_out
+    assert (scene.held_s >= LONG_RETRY_S - 0.1) is worn_out
 
 
 def test_a_new_leader_brings_no_stopped_guild_back() -> None:

@@ -121,7 +121,7 @@ class Builder:
         Raises: VoiceError when all rows are in use.
         """
         if not self._free:
-            raise VoiceError("all rows of this worker are in use", code=ErrorCode.VOICE_UNREACHABLE)
+            raise VoiceError("all rows of this worker are in use", code=ErrorCode.INTERNAL_ERROR)
         row = self._free.popleft()
         slot_loads = self._socket_slot_loads.setdefault(target.socket_number, [0] * SLOTS)
         slot = choose_slot(self._slot_loads, slot_loads)

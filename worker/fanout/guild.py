@@ -105,7 +105,7 @@ class GuildSession:
         except Exception as error:  # noqa: BLE001
             # One guild's defect must not become another's: it ends this connection, loudly.
             self._log.exception("connection.crashed")
-            self.tell("failed", VoiceError(f"internal error: {type(error).__name__}"))
+            self.tell("failed", VoiceError(type(error).__name__, code=ErrorCode.INTERNAL_ERROR))
         finally:
             if self._desertion is not None:
                 self._desertion.cancel()

@@ -189,27 +189,36 @@ class VoiceConnection:
         Raises: VoiceClosed, VoiceError: the session is over.
         """
         tries = 0
+        answered: VoiceError | None = None
+        """The last end in these tries that a server had a part in."""
         try:
             while not self._closing:
                 established_before = self._gateway.can_resume
+                code: int | None = None
+                failure: VoiceError | None = None
                 try:
                     await self._serve_one_socket()
-                    code: int | None = None
                 except VoiceClosed as closed:
-                    code = closed.close_code
+                    code, failure = closed.close_code, closed
                     if not self._resumable(code):
                         raise
                 except VoiceError as error:
                     # the network failed: an established session outlives that, a new one is given up
                     if error.code in _NOT_THE_NETWORK or not established_before or not self._resumable(None):
                         raise
-                    code = None
-                if self._closing:
+                    failure = error
+                if self._closing or failure is None:
                     return
-                stood_s = time.monotonic() - self._up_since_s if self._up_since_s is not None else 0.0
-                tries = 1 if stood_s > STEADY_AFTER_S else tries + 1
+                if self._up_since_s is not None and time.monotonic() - self._up_since_s > STEADY_AFTER_S:
+                    tries, answered = 1, None
+                else:
+                    tries += 1
+                    if failure.code != ErrorCode.VOICE_UNREACHABLE:
+                        answered = failure
                 if tries >= RESUME_TRIES:
-                    raise VoiceError(f"not resumed after {tries} tries", code=ErrorCode.VOICE_UNREACHABLE)
+                    # That a server ended the session must not look like a network that is away: it costs an attempt.
+                    self._log.warning("connection.not_resumed", attempts=tries)
+                    raise answered or failure
                 self.resumes += 1
                 self._log.info("connection.resuming", close_code=code, attempt=tries)
                 self._owner.link(False)

@@ -1,0 +1,77 @@
+"""One guild on a worker: whatever ends its connection is told with a code of its own."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import aiohttp
+import pytest
+
+from shared.clock import LocalClock
+from shared.errors import ErrorCode
+from shared.schema.event import EventType
+from shared.schema.job import Voice
+from shared.schema.records import GuildSpec, GuildStatus, GuildWant, WorkerRecord, WorkerStats
+from shared.seal import VoiceSeal
+from shared.store.client import Store
+from shared.store.keys import Keys
+from worker.fanout.build import Builder, Lane
+from worker.fanout.guild import GuildSession
+from worker.fanout.rows import RowTable
+from worker.fanout.sockets import SocketPool
+from worker.membership import Membership
+from worker.voice.commons import VoiceShared
+from worker.voice.turns import Turns
+
+GUILD = "323456789012345678"
+VOICE = Voice(user_id=GUILD, session_id="s", token="t", endpoint="voice.example")
+
+
+class Desk:
+    """A worker's parts, as far as a guild needs them before it is connected."""
+
+    def __init__(self, exits: AsyncExitStack, http: aiohttp.ClientSession, membership: Membership) -> None:
+        self.told: list[GuildStatus] = []
+        self.membership = membership
+        table = RowTable(1)
+        exits.callback(table.close)
+        self.builder = Builder(table)
+        self.sockets = SocketPool("127.0.0.1", range(0), per_guild=False, on_new=lambda _: None)
+        exits.callback(self.sockets.close)
+        self.shared = VoiceShared(http, ssl.create_default_context(), Turns(None))
+
+    def _tell(self, _session: GuildSession, status: GuildStatus, _kind: EventType | None) -> None:
+        self.told.append(status)
+
+    def guild(self, spec: GuildSpec) -> GuildSession:
+        return GuildSession(
+            GuildWant(spec=spec, generation=1),
+            membership=self.membership,
+            builder=self.builder,
+            sockets=self.sockets,
+            shared=self.shared,
+            seal=VoiceSeal(None),
+            lane_of=lambda _: Lane(lambda _tick: None),
+            tell=self._tell,
+        )
+
+
+@pytest.fixture
+async def desk(store: Store, keys: Keys) -> AsyncIterator[Desk]:
+    async with AsyncExitStack() as exits:
+        record = WorkerRecord(id="w", name="w", role="fanout", host="h", capacity=1, headroom=1)
+        membership = Membership(store, keys, record, LocalClock())
+        await membership.renew(1, WorkerStats())
+        yield Desk(exits, await exits.enter_async_context(aiohttp.ClientSession()), membership)
+
+
+async def test_a_defect_of_ours_is_told_as_such(desk: Desk) -> None:
+    """It must not look like a network that is away, which may be tried for ever; nor must its text be told."""
+    flag: Any = "no such flag"
+    spec = GuildSpec(bot="main", guild=GUILD, channel=GUILD, broadcast="news", voice=VOICE, speaking=(flag,))
+    await desk.guild(spec).task
+    assert [status.state for status in desk.told] == ["connecting", "failed"]
+    assert (desk.told[-1].code, desk.told[-1].message) == (ErrorCode.INTERNAL_ERROR, "KeyError")
