@@ -52,13 +52,17 @@ unit: install
 
 test: redis ## Every test that needs only the lock
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-parts test-whole
+	@$(MAKE) --no-print-directory test-alone
 
-.PHONY: test-parts test-whole
+.PHONY: test-parts test-whole test-alone
 test-parts: # beside the whole pools, and behind them where the processor is short
 	@PYTHONASYNCIODEBUG=1 nice $(BIN)/pytest -q tests/unit tests/vectors tests/integration tests/bench
 
 test-whole:
-	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/e2e
+	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/e2e --ignore tests/e2e/test_skew.py
+
+test-alone: # milliseconds between two hosts: with the machine to itself
+	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/e2e/test_skew.py
 
 test-system: redis ## Tests that need the Debian packages of tests/packages.txt
 	@tests/system/packages-present

@@ -155,6 +155,11 @@ class ProductMember:
     def _tell(self, op: int, data: object) -> list[Reply]:
         return self.hear_text(json.dumps({"op": op, "d": data}))
 
+    def check(self) -> list[Reply]:
+        """What a heartbeat looks after."""
+        self.dave.check()
+        return self._take([])
+
     def _take(self, events: list[Event]) -> list[Reply]:
         for event in events:
             _at_once(self.dave.take(event))

@@ -165,7 +165,7 @@ class VoiceGateway:
 
     @property
     def unacked_heartbeats(self) -> int:
-        """Heartbeats since the last one that was answered; three mean a dead peer (section 2.4)."""
+        """Heartbeats since the last one that was answered; too many mean a dead peer (section 2.4)."""
         return len(self._unacked_ms)
 
     def connected(self) -> None:

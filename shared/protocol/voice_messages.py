@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from ipaddress import ip_address
+from ipaddress import IPv4Address
 from typing import Annotated, NoReturn, TypeVar
 
 import msgspec
@@ -430,8 +430,8 @@ def _hello(d: msgspec.Raw) -> Event:
 
 def _ready(d: msgspec.Raw) -> Event:
     ready = _decode(_READY, d, name_of(Opcode.READY))
-    if not _is_ip(ready.ip):
-        reject(name_of(Opcode.READY), "Expected an IP literal - at `$.ip`")
+    if not _is_ipv4(ready.ip):
+        reject(name_of(Opcode.READY), "Expected an IPv4 literal - at `$.ip`")
     return Ready(ready.ssrc, ready.ip, ready.port, ready.modes)
 
 
@@ -519,9 +519,9 @@ def _decode(decoder: msgspec.json.Decoder[_T], data: str | msgspec.Raw, what: st
     raise ProtocolError(f"{what}: {reason}")
 
 
-def _is_ip(text: str) -> bool:
+def _is_ipv4(text: str) -> bool:
     try:
-        ip_address(text)
+        IPv4Address(text)
     except ValueError:
         return False
     return True

@@ -109,17 +109,14 @@ class WorkerStats(Record, frozen=True, kw_only=True):
     packets_dropped: int = 0
     ticks_skipped: int = 0
     underruns: int = 0
-    packets_received: int = 0
-    packets_received_bad: int = 0
-    """Received and not decrypted, or no packets at all."""
     dave_epochs: int = 0
     """Epochs that groups entered."""
     dave_failures: int = 0
-    """Commits and welcomes that could not be used, each answered by a new beginning."""
+    """Messages of encrypted groups that could not be used, or did not come."""
     dave_downgrades: int = 0
     """Orders of a server to fall back from end-to-end encryption."""
     dave_ready_ms_max: int = 0
-    """Longest time from Session Description to a group that can send."""
+    """Longest time from somebody else in the channel to a group that can send."""
     clear_frames_refused: int = 0
     """Frames that were not sent because they could not be encrypted end to end."""
     messages_malformed: int = 0

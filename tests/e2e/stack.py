@@ -209,6 +209,8 @@ class Stack:
             "PYTHONASYNCIODEBUG": "",  # `make test` sets it; what is measured is the product as it runs
         } | dict(settings or {})
         self._numbers = itertools.count(1)
+        self._skipped_before = 0
+        """By the time the pool was last empty."""
         self._exits = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -491,6 +493,7 @@ class Stack:
             return not any(int(count) for count in left)
 
         await until(nothing_left, "an empty pool")
+        self._skipped_before = await self._skipped()
 
     # what listeners got
 
@@ -533,7 +536,8 @@ class Stack:
     async def faults(self, session: SessionReport) -> dict[str, int]:
         """What was wrong with the packets of a session, empty when nothing was.
 
-        Ticks that the pool itself counted as skipped are the machine's fault: it stood still for three frames or more.
+        Ticks that the pool itself counted as skipped since it was last empty are the machine's fault: it stood still
+        for three frames or more.
         A loss that no worker owns up to is ours.
         """
         found = {name: getattr(session, name) for name in _FAULTS if getattr(session, name)}
@@ -541,13 +545,14 @@ class Stack:
         if not lost:
             return found
         deadline_s = time.monotonic() + _FIGURES_WITHIN_S
-        while await self._ticks_skipped() < lost:
+        while await self._skipped() - self._skipped_before < lost:
             if time.monotonic() > deadline_s:
                 return found
             await asyncio.sleep(_POLL_S)  # figures come with the lease
         return {name: count for name, count in found.items() if name != "lost"}
 
-    async def _ticks_skipped(self) -> int:
+    async def _skipped(self) -> int:
+        """Ticks that workers said they skipped."""
         return sum(one.ticks_skipped for one in await self.worker_stats())
 
     async def worker_stats(self) -> list[WorkerStats]:

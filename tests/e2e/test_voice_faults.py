@@ -60,6 +60,8 @@ UNREADABLE_TEXTS = (
     "[" * 10_000,
 )
 UNREADABLE_BYTES = (b"", b'{"op":5,"d":{}}', bytes([5]), bytes([25]), bytes([27]), bytes([99]) * 50)
+BUILT_AHEAD = AHEAD_TICKS + 1
+"""Packets of a guild that are built and not sent yet, at most: of the tick under way, and those ahead."""
 CROWD = 600
 """Arrivals that are more messages than a server keeps for a resume."""
 
@@ -551,7 +553,7 @@ async def only_a_discontinued_mode_offered(room: Room) -> None:
     await room.stack.wait_event("guild.failed", guild=room.guild, close_code=4016, final=True)
 
 
-@case(Due.NOTHING, voided=2 * AHEAD_TICKS)
+@case(Due.NOTHING, voided=2 * BUILT_AHEAD)
 async def a_new_key(room: Room) -> None:
     """Op 4 again: the counter begins anew, under a key of its own."""
     await room.play()
@@ -727,7 +729,7 @@ async def transition_executed_late(room: Room) -> None:
     await room.heard_by(await room.join_member())
 
 
-@case(Due.RECOVERED, voided=AHEAD_TICKS)
+@case(Due.RECOVERED, voided=BUILT_AHEAD)
 async def downgrade_and_upgrade(room: Room) -> None:
     """Frames leave in the clear between op 22 of the one and op 21 of the other, and at no other time."""
     await room.play()

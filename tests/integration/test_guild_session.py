@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from shared.clock import LocalClock
+from shared.clock import CommonClock, LocalClock
 from shared.errors import ErrorCode
 from shared.schema.event import EventType
 from shared.schema.job import Voice
@@ -18,8 +18,9 @@ from shared.schema.records import GuildSpec, GuildStatus, GuildWant, WorkerRecor
 from shared.seal import VoiceSeal
 from shared.store.client import Store
 from shared.store.keys import Keys
-from worker.fanout.build import Builder, Lane
+from worker.fanout.build import Builder
 from worker.fanout.guild import GuildSession
+from worker.fanout.programme import Programme
 from worker.fanout.rows import RowTable
 from worker.fanout.sockets import SocketPool
 from worker.membership import Membership
@@ -33,7 +34,10 @@ VOICE = Voice(user_id=GUILD, session_id="s", token="t", endpoint="voice.example"
 class Desk:
     """A worker's parts, as far as a guild needs them before it is connected."""
 
-    def __init__(self, exits: AsyncExitStack, http: aiohttp.ClientSession, membership: Membership) -> None:
+    def __init__(
+        self, exits: AsyncExitStack, http: aiohttp.ClientSession, membership: Membership, store: Store
+    ) -> None:
+        self._store = store
         self.told: list[GuildStatus] = []
         self.membership = membership
         table = RowTable(1)
@@ -54,7 +58,9 @@ class Desk:
             sockets=self.sockets,
             shared=self.shared,
             seal=VoiceSeal(None),
-            lane_of=lambda _: Lane(lambda _tick: None),
+            programme_of=lambda broadcast: Programme(
+                broadcast, self._store, self.membership.keys, CommonClock(LocalClock())
+            ),
             tell=self._tell,
         )
 
@@ -65,7 +71,7 @@ async def desk(store: Store, keys: Keys) -> AsyncIterator[Desk]:
         record = WorkerRecord(id="w", name="w", role="fanout", host="h", capacity=1, headroom=1)
         membership = Membership(store, keys, record, LocalClock())
         await membership.renew(1, WorkerStats())
-        yield Desk(exits, await exits.enter_async_context(aiohttp.ClientSession()), membership)
+        yield Desk(exits, await exits.enter_async_context(aiohttp.ClientSession()), membership, store)
 
 
 async def test_a_defect_of_ours_is_told_as_such(desk: Desk) -> None:

@@ -633,6 +633,57 @@ def test_an_execution_that_never_comes_is_made_up_for() -> None:
     call.assert_whole()
 
 
+async def test_nothing_leaves_in_the_clear_while_op_4_waits_for_its_turn() -> None:
+    """A session without encryption is told to have it: from that moment on nothing leaves until there are keys."""
+    turns = Turns(1_000_000)
+    member = ProductMember(US, CHANNEL, turns=turns)
+    member.start(0)
+    assert member.ready
+    turns.spent(100_000_000)
+    with pytest.raises(AssertionError, match="waits"):
+        member.start(1)
+    assert not member.ready
+
+
+def test_an_order_to_go_on_in_the_clear_that_never_comes_is_forgotten() -> None:
+    """Receivers take frames in the clear for a while, and then no more."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    member.hear(21, {"transition_id": 9, "protocol_version": 0})
+    assert member.decrypt(OTHER, FRAME) == FRAME
+    member.wait()
+    assert member.decrypt(OTHER, FRAME) is None
+    assert member.encrypt(FRAME) != FRAME
+
+
+def test_a_group_that_is_never_formed_is_asked_for_again_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With others in the channel, silence for good is a failure that somebody must hear of."""
+    now_s = 1_000.0
+    monkeypatch.setattr("worker.voice.dave.time.monotonic", lambda: now_s)
+    member = ProductMember(US, CHANNEL)
+    (offered,) = member.start()
+    member.connected([OTHER])
+    assert member.check() == []
+    now_s += 15
+    assert member.check() == [offered]
+    now_s += 30
+    with pytest.raises(VoiceError) as ended:
+        member.check()
+    assert ended.value.code == ErrorCode.E2EE_FAILED
+
+
+def test_alone_a_group_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long: there is nobody to encrypt for."""
+    now_s = 1_000.0
+    monkeypatch.setattr("worker.voice.dave.time.monotonic", lambda: now_s)
+    member = ProductMember(US, CHANNEL)
+    member.start()
+    now_s += 10_000
+    assert member.check() == []
+
+
 def test_a_downgrade_is_never_guessed() -> None:
     """Its op 22 does not come: frames stay encrypted."""
     call = Call()

@@ -110,6 +110,28 @@ async def test_who_gives_up_his_turn_holds_up_nobody(bench: Bench) -> None:
     assert last.done()
 
 
+async def test_calls_that_stand_do_not_hold_up_new_ones_for_ever(bench: Bench) -> None:
+    """However busy the groups are, every fifth turn is a handshake's."""
+    for number in range(60):
+        bench.want(f"group {number}", bench.turns.group, spends_ns=10 * MS)
+    bench.want("handshake", bench.turns.handshake)
+    had: list[str] = []
+    for _ in range(8):
+        bench.turns.refill()
+        had += await bench.settle()
+    assert "handshake" in had
+
+
+async def test_a_process_that_stood_still_owes_little(bench: Bench) -> None:
+    """A minute's pause inside an operation is not paid back by a minute without turns."""
+    bench.want("stopped", bench.turns.group, spends_ns=60_000 * MS)
+    bench.want("next", bench.turns.group)
+    await bench.settle()
+    for _ in range(51):
+        bench.turns.refill()
+    assert await bench.settle() == ["next"]
+
+
 async def test_without_limit_nobody_waits() -> None:
     free = Bench(None)
     for number in range(200):

@@ -19,7 +19,7 @@ from shared.settings import Settings, parse_clock_error
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
 from shared.store.time_sync import TimeSync
-from worker.fanout.build import Builder, Lane
+from worker.fanout.build import Builder
 from worker.fanout.grid import TICK_NS, tick_at
 from worker.fanout.guild import GuildSession
 from worker.fanout.programme import Programme
@@ -237,6 +237,7 @@ class FanoutWorker:
     async def _reconcile_for_ever(self) -> None:
         async for wants in self._membership.wants(GuildWant):
             self._reconcile(wants)
+            self._keep_programmes()
             try:
                 await self._look_at_broadcasts()
             except StoreError as error:
@@ -256,6 +257,9 @@ class FanoutWorker:
                 self._renew_session(key)
             elif session.want != want:
                 session.update(want)
+
+    def _keep_programmes(self) -> None:
+        """Have a programme for each broadcast that guilds are tuned to, and let go of those nobody hears any more."""
         tuned = [session.want.spec.broadcast for session in self._sessions.values()]
         for broadcast in set(tuned):
             self._programme(broadcast)
@@ -296,7 +300,7 @@ class FanoutWorker:
             sockets=self._sockets,
             shared=self._voice,
             seal=self._seal,
-            lane_of=self._lane_of,
+            programme_of=self._programme,
             tell=self._tell,
         )
 
@@ -311,9 +315,6 @@ class FanoutWorker:
             self._programmes[broadcast] = programme
             self._builder.lanes.append(programme.lane)
         return programme
-
-    def _lane_of(self, broadcast: str) -> Lane:
-        return self._programme(broadcast).lane
 
     async def _look_at_broadcasts(self) -> None:
         """Find the runs on air of the broadcasts that guilds here are tuned to."""

@@ -139,6 +139,7 @@ class Builder:
         self._sequences[row] = secrets.randbelow(2**15)
         self._timestamp_bases[row] = secrets.randbits(32)
         self._owed_silence[row] = 0
+        self._nonces[row] = 0
         self._key(row, target)
         table.active[row] = 1
         table.head[LAYOUT] += 1
@@ -147,7 +148,6 @@ class Builder:
     def _key(self, row: int, target: Target) -> None:
         self._modes[row] = target.mode
         self._suffix_bytes[row] = suffix_bytes(target.mode)
-        self._nonces[row] = 0
         self._keys[row] = np.frombuffer(target.key, np.uint8, KEY_BYTES)
         self._plan(row)
 

@@ -14,7 +14,8 @@ from shared.protocol.voice_gateway import Credentials
 from shared.schema.event import EventType
 from shared.schema.records import GuildState, GuildStatus, GuildWant
 from shared.seal import VoiceSeal
-from worker.fanout.build import Builder, Lane, Target
+from worker.fanout.build import Builder, Target
+from worker.fanout.programme import Programme
 from worker.fanout.sockets import SocketPool
 from worker.membership import Membership
 from worker.voice.commons import VoiceShared
@@ -35,7 +36,7 @@ class GuildSession:
 
     Args:
         want: what the coordinator asked for.
-        lane_of: the lane of a broadcast.
+        programme_of: the programme of a broadcast.
         tell: told of each change.
     """
 
@@ -48,7 +49,7 @@ class GuildSession:
         sockets: SocketPool,
         shared: VoiceShared,
         seal: VoiceSeal,
-        lane_of: Callable[[str], Lane],
+        programme_of: Callable[[str], Programme],
         tell: Tell,
     ) -> None:
         self.want = want
@@ -57,12 +58,13 @@ class GuildSession:
         self._sockets = sockets
         self._shared = shared
         self._seal = seal
-        self._lane_of = lane_of
+        self._programme_of = programme_of
         self._tell = tell
         self._row: int | None = None
         self._media: Media | None = None
         self._connection: VoiceConnection | None = None
         self._told: GuildStatus | None = None
+        self._linked = True
         self._deserted = False
         self._desertion: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -128,10 +130,8 @@ class GuildSession:
 
     def link(self, up: bool) -> None:
         """Sound goes on while the WebSocket is resumed; that it is gone is told all the same."""
-        if up:
-            self.tell_how_it_is()
-        else:
-            self.tell("reconnecting")
+        self._linked = up
+        self.tell_how_it_is()
 
     def changed(self) -> None:
         """Encryption or members changed: frames leave when they may, and where somebody hears them."""
@@ -144,7 +144,7 @@ class GuildSession:
         # also before there are keys: what was built in the clear is void once encryption is in force
         self._builder.protect(self._row, connection.dave.protect)
         audible = connection.dave.ready and not self._deserted
-        self._builder.tune(self._row, self._lane_of(self.want.spec.broadcast) if audible else None)
+        self._builder.tune(self._row, self._programme_of(self.want.spec.broadcast).lane if audible else None)
         self.tell_how_it_is()
 
     def _watch_for_desertion(self, others: set[str] | None) -> None:
@@ -169,12 +169,14 @@ class GuildSession:
         connection = self._connection
         if connection is None or self._row is None:
             return
-        if connection.dave.refused:
+        if not self._linked:
+            self.tell("reconnecting")
+        elif connection.dave.refused:
             message = "the server ordered to go on without end-to-end encryption, which GUILDCAST_DAVE_REQUIRED refuses"
             self.tell("suppressed", VoiceError(message, code=ErrorCode.E2EE_DOWNGRADED))
         elif not connection.dave.ready:
-            self.tell("connecting" if connection.others else "alone")
-        elif self._deserted or not self._lane_of(self.want.spec.broadcast).on_air:
+            self.tell("alone" if connection.others == set() else "connecting")
+        elif self._deserted or self._programme_of(self.want.spec.broadcast).state != "playing":
             self.tell("idle", error)
         else:
             self.tell("playing")

@@ -60,7 +60,7 @@ _CLOSE_TO_RESUME = 4000
 """1000 would end the session on the server (section 2.5)."""
 _LARGEST_MESSAGE_BYTES = 1 << 20
 _KINDS_LOGGED = 32
-_NOT_THE_NETWORK = (ErrorCode.E2EE_REQUIRED, ErrorCode.E2EE_FAILED)
+_NOT_THE_NETWORK = (ErrorCode.E2EE_REQUIRED, ErrorCode.E2EE_FAILED, ErrorCode.VOICE_MODE_UNSUPPORTED)
 _MODE_BITS = {"microphone": 1, "soundshare": 2, "priority": 4}
 
 
@@ -150,6 +150,13 @@ class VoiceConnection:
         self._discovery_ssrc = 0
         self._up_since_s: float | None = None
         self._keeping_alive = False
+        self._beating = False
+        self._working = False
+        """What was received is being worked on: an answer to a heartbeat may lie unread behind it."""
+        self._last_heartbeat_ms = 0
+        self._spoken_at_ms = 0
+        """The heartbeat behind Speaking."""
+        self._mode = ""
         self._speaking_heard = False
         self._media: Media | None = None
         """Waits for the server to have heard Speaking."""
@@ -230,6 +237,8 @@ class VoiceConnection:
         """Open a WebSocket, shake hands, and stay until it ends. Raises what ended it."""
         self._up_since_s = None
         self._keeping_alive = False
+        self._beating = False
+        self._working = False
         try:
             await self._shared.turns.handshake()
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -269,7 +278,9 @@ class VoiceConnection:
                     raise VoiceClosed(code if code is not None else 1006, _reason(message))
                 for event in self._read(message):
                     helpers += self._react(event, websocket, group)
+                    self._working = True
                     await self.dave.take(event)
+                    self._working = False
                 await self._flush(websocket)
         finally:
             for helper in helpers:
@@ -302,6 +313,9 @@ class VoiceConnection:
         """Do what an event asks for; returns the tasks that live as long as this WebSocket."""
         match event:
             case Hello(heartbeat_interval_ms=interval_ms):
+                if self._beating:
+                    return []
+                self._beating = True
                 interval_s = max(SHORTEST_HEARTBEAT_S, interval_ms / 1_000)
                 return [group.create_task(self._heartbeat(websocket, interval_s))]
             case Ready():
@@ -309,11 +323,17 @@ class VoiceConnection:
                     self._port.release()
                 if self._receiver is not None:
                     self._receiver.begin_session(lambda user, frame: self.dave.decrypt(str(user), frame))
-                mode = choose_mode(event.modes)
+                mode = self._mode = choose_mode(event.modes)
                 self._remote = (event.ip, event.port)
                 self._port = self._lease_port(self._remote, self._receive_datagram)
                 return [group.create_task(self._discover(websocket, event.ssrc, mode))]
             case SessionDescription():
+                if event.mode != self._mode:
+                    raise VoiceError(
+                        f"{self._mode} was selected, and the server answers with another mode",
+                        code=ErrorCode.VOICE_MODE_UNSUPPORTED,
+                        retryable=False,
+                    )
                 self._gateway.request_backend_version()
                 self._up_since_s = self._up_since_s or time.monotonic()
                 assert self._port is not None
@@ -328,11 +348,11 @@ class VoiceConnection:
                 # Nothing answers Speaking itself, but a heartbeat sent behind it is answered after it. Only then may
                 # audio start: a server that is busy with handshakes would else see RTP first, and close.
                 self._gateway.speaking(self._speaking)
-                self._gateway.heartbeat(time.time_ns() // 1_000_000)
+                self._spoken_at_ms = self._queue_heartbeat()
                 self._media = media
                 return self._kept_alive(group)
             case HeartbeatAcked():
-                if self._media is not None:
+                if self._media is not None and event.t_ms >= self._spoken_at_ms:
                     media, self._media = self._media, None
                     self._speaking_heard = True
                     self._owner.media(media)
@@ -341,7 +361,7 @@ class VoiceConnection:
                 self._up_since_s = time.monotonic()
                 self._gateway.speaking(self._speaking)
                 # answered behind all that the server tells again: audio may start, and the group knows where it stands
-                self._gateway.heartbeat(time.time_ns() // 1_000_000)
+                self._spoken_at_ms = self._queue_heartbeat()
                 self._owner.link(True)
                 return self._kept_alive(group)
             case ClientsConnected():
@@ -394,11 +414,18 @@ class VoiceConnection:
     async def _heartbeat(self, websocket: aiohttp.ClientWebSocketResponse, interval_s: float) -> None:
         await asyncio.sleep(interval_s * random.random())  # noqa: S311 - spread over all connections
         while True:
-            if self._gateway.unacked_heartbeats >= DEAD_AFTER_UNACKED:
+            if self._gateway.unacked_heartbeats >= DEAD_AFTER_UNACKED and not self._working:
                 raise VoiceClosed(1006, f"{DEAD_AFTER_UNACKED} heartbeats without an answer")
-            self._gateway.heartbeat(time.time_ns() // 1_000_000)
+            self.dave.check()
+            self._queue_heartbeat()
             await self._flush(websocket)
             await asyncio.sleep(interval_s)
+
+    def _queue_heartbeat(self) -> int:
+        """Queue a heartbeat; returns its number, which is greater than the one before."""
+        self._last_heartbeat_ms = max(self._last_heartbeat_ms + 1, time.time_ns() // 1_000_000)
+        self._gateway.heartbeat(self._last_heartbeat_ms)
+        return self._last_heartbeat_ms
 
     async def _keep_alive(self) -> None:
         """Keep NAT mappings and the server's idea of our address fresh (section 3.2)."""

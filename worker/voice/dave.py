@@ -57,6 +57,12 @@ EXECUTED_WITHIN_S = 5.0
 """A gateway waits 2 s for whoever is not ready, then executes. Who is still without op 22 after this takes it for lost:
 the keys before are heard for 10 s only, and by newcomers not at all."""
 
+DOWNGRADED_WITHIN_S = 24.0
+"""So long an order to go on without encryption is waited for, and others may begin to send in the clear."""
+GROUP_WITHIN_S = 40.0
+"""With others in the channel and no keys for so long, the session is given up: it would be silent for good."""
+_OFFERED_AGAIN_AFTER_S = 10.0
+
 Protect = Callable[[bytes], bytes | None]
 
 
@@ -133,6 +139,8 @@ class Dave:
         self._encrypt: Protect | None = None
         self._external_sender = b""
         """The newest; a group that is there goes on with the one it began with."""
+        self._described: int | None = None
+        """The version that op 4, or a transition after it, said last."""
         self._negotiated = 0
         """Version of the group that is being made."""
         self._untaken: deque[Event] = deque()
@@ -216,14 +224,32 @@ class Dave:
                     self._gateway.key_package(self._key_package)
                 self._offer_again = False
                 return
-            case (
-                SessionDescription() | ExternalSender() | Proposals() | CommitAnnounced() | Welcomed() | PrepareEpoch()
-            ):
+            case SessionDescription():
+                self._follow_order(event.dave_protocol_version)
+                self._untaken.append(event)
+                await self._work()
+            case ExternalSender() | Proposals() | CommitAnnounced() | Welcomed() | PrepareEpoch():
                 self._untaken.append(event)
                 await self._work()
             case _:
                 return
         self._on_change()
+
+    def check(self) -> None:
+        """Called with each heartbeat: a group that is not formed is asked for again, then given up.
+
+        Raises: VoiceError: e2ee_failed.
+        """
+        if self._waiting_since_s is None:
+            return
+        waited_s = time.monotonic() - self._waiting_since_s
+        if waited_s > GROUP_WITHIN_S:
+            raise VoiceError(
+                f"others are in the channel, and no encrypted group was formed in {GROUP_WITHIN_S:g} s",
+                code=ErrorCode.E2EE_FAILED,
+            )
+        if waited_s > _OFFERED_AGAIN_AFTER_S and not self._in_group and self._key_package:
+            self._gateway.key_package(self._key_package)
 
     def close(self) -> None:
         """The session is over: nothing is executed any more."""
@@ -261,11 +287,18 @@ class Dave:
     def _in_group(self) -> bool:
         return self._session is not None and self._session.has_established_group()
 
+    def _follow_order(self, version: int) -> None:
+        """What of op 4 must not wait for a turn: nothing more leaves in the clear once it says so."""
+        _check_version(version)
+        if version and self.version == 0:
+            self.version, self.refused = version, False
+            self._on_change()
+
     def _describe(self, version: int) -> None:
         """Op 4. A later one changes the transport's key; the group stays unless the version changes."""
-        _check_version(version)
-        if version == self.version:
+        if version == self._described:
             return
+        self._described = version
         if self._encrypt is None:
             ssrc = self._gateway.ssrc
             assert ssrc is not None
@@ -275,7 +308,7 @@ class Dave:
             self._guess_nothing(self._pending)
             self._execute(0, None)
             return
-        self.version = version
+        self.version, self.refused = version, False
         self._begin(version)
         self._wait_or_not()
 
@@ -441,7 +474,8 @@ class Dave:
         if transition_id in self._pending:
             before = self._drop(transition_id)
             keys = keys or before.keys
-        overdue = self._call_later(EXECUTED_WITHIN_S, partial(self._execute_overdue, transition_id))
+        within_s = EXECUTED_WITHIN_S if version else DOWNGRADED_WITHIN_S
+        overdue = self._call_later(within_s, partial(self._execute_overdue, transition_id))
         self._pending[transition_id] = _Prepared(version, keys, overdue)
         self._gateway.transition_ready(transition_id)
 
@@ -469,12 +503,14 @@ class Dave:
             self._pending[transition_id].overdue.cancel()
 
     def _execute_overdue(self, transition_id: int) -> None:
-        """No op 22 came. Encryption is never given up on such a guess."""
-        if not self._pending[transition_id].version:
-            return
+        """No op 22 came. Encryption is never given up on such a guess: then nobody's frames in the clear are due."""
         self._fail("execution that did not come")
-        self._execute_prepared(transition_id)
-        self._on_change()
+        if self._pending[transition_id].version:
+            self._execute_prepared(transition_id)
+            self._on_change()
+            return
+        self._drop(transition_id)
+        self._let_clear_frames_pass(0.0)
 
     def _execute(self, version: int, keys: _Keys | None) -> None:
         """Have a version, and keys, come into force; never keys that were made before those in force."""
@@ -484,10 +520,8 @@ class Dave:
             self.refused = self._required
         elif version:
             self.refused = False
-        self.version = version
-        passthrough = self._clear_frames_may_come
-        for decryptor in (self._decryptors or {}).values():
-            decryptor.transition_to_passthrough_mode(passthrough)
+        self.version = self._described = version
+        self._let_clear_frames_pass()
         if not version:
             self._encryptor.set_key_ratchet(None)
         elif keys is not None and keys.number > self._keys_in_force:
@@ -496,6 +530,12 @@ class Dave:
             self._counters.epochs += 1
         self._drop_keys_for_nobody()
         self._wait_or_not()
+
+    def _let_clear_frames_pass(self, within_s: float = _OLD_KEYS_S) -> None:
+        """Have receivers take frames in the clear, or no more after a while, as it is due."""
+        passthrough = self._clear_frames_may_come
+        for decryptor in (self._decryptors or {}).values():
+            decryptor.transition_to_passthrough_mode(passthrough, within_s)
 
     def _drop_keys_for_nobody(self) -> None:
         """Without a group and without anybody in the channel there is nobody to encrypt for."""

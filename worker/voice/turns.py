@@ -14,6 +14,10 @@ from collections import deque
 
 _HANDSHAKE_NS = 3_000_000
 """Charged for opening a connection: TLS, WebSocket and the messages until there is a key."""
+_MOST_OWED_NS = 500_000_000
+"""More than this was no work but a process that stood still: nobody shall wait for that."""
+_GROUPS_PER_HANDSHAKE = 4
+"""So many go ahead of a handshake that waits: calls that stand come first, but not for ever."""
 
 
 class Turns:
@@ -28,6 +32,8 @@ class Turns:
         self._left_ns = budget_ns or 0
         self._groups: deque[asyncio.Future[None]] = deque()
         self._handshakes: deque[asyncio.Future[None]] = deque()
+        self._ahead = 0
+        """Groups that had a turn while a handshake waited."""
 
     @property
     def waiting(self) -> int:
@@ -51,7 +57,7 @@ class Turns:
 
     def spent(self, ns: int) -> None:
         """Charge for what was done in a turn, then let the next one have his."""
-        self._left_ns -= ns
+        self._left_ns = max(self._left_ns - ns, -_MOST_OWED_NS)
         self._give()
 
     async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:
@@ -69,7 +75,14 @@ class Turns:
     def _give(self) -> None:
         """Let one go on; he calls `spent`, and with that the next one comes."""
         while self._left_ns > 0 and self.waiting:
-            turn = (self._groups or self._handshakes).popleft()
+            turn = self._next().popleft()
             if not turn.done():
                 turn.set_result(None)
                 return
+
+    def _next(self) -> deque[asyncio.Future[None]]:
+        if self._groups and (not self._handshakes or self._ahead < _GROUPS_PER_HANDSHAKE):
+            self._ahead += bool(self._handshakes)
+            return self._groups
+        self._ahead = 0
+        return self._handshakes
