@@ -30,6 +30,7 @@ from shared.schema.records import BroadcastStatus, WorkerRecord
 from shared.settings import Settings
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
+from shared.store.time_sync import begin_time
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_SOURCE = ROOT / "tests" / "media" / "programme.ogg"
@@ -111,6 +112,7 @@ class Demo:
         pool = LocalPool(environment, LOGS)
         try:
             await reach(store)
+            await begin_time(store, keys)
             return await self._with_pool(pool, store, keys)
         except (EOFError, GuildcastError) as error:
             self._console.print(f"[red]guildcast run: {error}[/red]", highlight=False)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from shared.clock import NS_PER_US, CommonClock
 from shared.errors import StoreError
 from shared.logs import get_logger
-from shared.store.client import Store
+from shared.store.client import CALL_TIMEOUT_S, Store
 from shared.store.keys import Keys
 
 _SAMPLES = 8
@@ -22,8 +22,9 @@ _SAMPLES = 8
 _EVERY_S = 0.5
 _SAME_TIME_US = 5_000
 """Servers whose clocks differ by no more tell the same time: the difference is slewed."""
-_OTHERS_WITHIN_S = 3.0
-"""How long a process that comes after a failover waits for those that were there before: one call and one look."""
+_OTHERS_WITHIN_S = 2 * (CALL_TIMEOUT_S + _EVERY_S)
+"""How long a process without a common time waits for those that have one: longer than the call to a server that is gone
+and the pause after it, by which they may be late."""
 _ASK_EVERY_S = 0.1
 
 
@@ -43,6 +44,16 @@ class _Reading(NamedTuple):
     def offset_ns(self) -> int:
         """Server minus local time."""
         return self.server_us * NS_PER_US - (self.sent_ns + self.received_ns) // 2
+
+
+async def begin_time(store: Store, keys: Keys) -> None:
+    """Let the common time of a new namespace be the server's, so that its first processes wait for nobody.
+
+    For whoever knows that nobody lives by another time; what is agreed on about this server stands.
+    Raises: StoreUnavailable.
+    """
+    _, _, run_id = await store.script("time", [], [])
+    await store.script("clock", [keys.clock], [run_id, 0])
 
 
 class TimeSync:

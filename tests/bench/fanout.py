@@ -30,6 +30,7 @@ from shared.process import cpu_ns
 from shared.schema.records import WorkerStats
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
+from shared.store.time_sync import begin_time
 from tests.emulator.client import EmulatorClient
 from tests.emulator.records import ChannelKind
 from tests.media.make_programme import PROGRAMME
@@ -99,6 +100,7 @@ async def measure_worker(
         keys = Keys("bench")
         store = Store(server.url)
         await reach(store)
+        await begin_time(store, keys)
         pool = LocalPool(
             {
                 "GUILDCAST_REDIS_URL": server.url,

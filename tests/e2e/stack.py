@@ -25,6 +25,7 @@ from shared.schema.frame_entry import FIELD, FrameEntry, unpack
 from shared.schema.records import BroadcastStatus, GuildStatus, WorkerStats
 from shared.store.client import Store
 from shared.store.keys import Keys
+from shared.store.time_sync import begin_time
 from tests.emulator.client import EmulatorClient
 from tests.emulator.records import ChannelKind, GuildPackets, GuildReport, SessionReport
 
@@ -221,6 +222,7 @@ class Stack:
             self.store, self.frames = Store(self.redis.url), Store(self.redis.url, raw=True)
             exits.push_async_callback(self.store.close)
             exits.push_async_callback(self.frames.close)
+            await begin_time(self.store, self.keys)
             ready = msgspec.json.decode(
                 await self.pool.start("emulator", "tests.emulator", "--sample", "128", *self._emulator, ready_line=True)
             )

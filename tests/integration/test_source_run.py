@@ -19,7 +19,7 @@ from shared.schema.job import OpusOptions, SourceSpec
 from shared.schema.records import BroadcastSpec, SourceWant
 from shared.store.client import Store
 from shared.store.keys import Keys
-from shared.store.time_sync import TimeSync
+from shared.store.time_sync import TimeSync, begin_time
 from tests.media.audio import PROGRAMME, decode_file, write_audio
 from worker.encode.publish import Publisher
 from worker.encode.run import SourceRun
@@ -78,6 +78,7 @@ class Air:
 @pytest.fixture
 async def air(store: Store, raw_store: Store, keys: Keys, tmp_path: Path) -> AsyncIterator[Air]:
     clock = CommonClock(LocalClock())
+    await begin_time(store, keys)
     await TimeSync(store, keys, clock).synchronise()
     air = Air(store, raw_store, clock, tmp_path)
     yield air
