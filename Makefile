@@ -103,6 +103,7 @@ lock: ## Renew all lock files (needs uv and npm)
 	$(LOCK) --extra dev pyproject.toml -o requirements.lock
 	$(LOCK) tests/interop/requirements.in -o tests/interop/requirements.lock
 	cd tests/interop && npm update --package-lock-only --ignore-scripts
+	$(BIN)/python -m tests.interop.bare_lock
 
 clean: ## Remove everything that can be made again
 	rm -rf $(VENV) .run .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
