@@ -10,7 +10,7 @@ import time
 import aiohttp
 
 from shared.clock import NS_PER_MS, NS_PER_S, CommonClock, LocalClock
-from shared.errors import ErrorCode, SourceError, StoreError
+from shared.errors import StoreError
 from shared.logs import get_logger
 from shared.schema.event import EventType, guild_event
 from shared.schema.records import GuildStatus, GuildWant, WorkerRecord, WorkerStats
@@ -197,13 +197,11 @@ class FanoutWorker:
                     self._tell_change(programme)
 
     def _tell_change(self, programme: Programme) -> None:
-        error = None
         if programme.state == "starved":
             get_logger().warning("ring.underran", broadcast=programme.broadcast, run=programme.run)
-            error = SourceError("no frames come from the encoder", code=ErrorCode.SOURCE_STALLED)
         for session in self._sessions.values():
             if session.want.spec.broadcast == programme.broadcast:
-                session.tell_how_it_is(error)
+                session.tell_how_it_is()
 
     def _renew_session_of(self, row: int) -> None:
         for key, session in list(self._sessions.items()):

@@ -69,11 +69,9 @@ class Lane:
 
     Attributes:
         frame_at: what is played when.
-        on_air: whether the last tick had a frame.
     """
 
     frame_at: FrameAt
-    on_air: bool = False
     rows: set[int] = field(default_factory=set)
     changed: bool = True
     numbers: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
@@ -257,7 +255,6 @@ class Builder:
             if lane.changed:
                 self._arrange(lane)
             frame = lane.frame_at(tick)
-            lane.on_air = frame is not None
             rows = lane.numbers
             if not len(rows):
                 continue

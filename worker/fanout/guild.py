@@ -8,7 +8,7 @@ from collections.abc import Callable
 from msgspec import structs
 
 from shared.clock import unix_ms
-from shared.errors import ErrorCode, GuildcastError, VoiceClosed, VoiceError
+from shared.errors import ErrorCode, GuildcastError, SourceError, VoiceClosed, VoiceError
 from shared.logs import get_logger
 from shared.protocol.voice_gateway import Credentials
 from shared.schema.event import EventType
@@ -164,7 +164,7 @@ class GuildSession:
 
     # what is told
 
-    def tell_how_it_is(self, error: GuildcastError | None = None) -> None:
+    def tell_how_it_is(self) -> None:
         """Report what an established connection does."""
         connection = self._connection
         if connection is None or self._row is None:
@@ -176,10 +176,19 @@ class GuildSession:
             self.tell("suppressed", VoiceError(message, code=ErrorCode.E2EE_DOWNGRADED))
         elif not connection.dave.ready:
             self.tell("alone" if connection.others == set() else "connecting")
-        elif self._deserted or self._programme_of(self.want.spec.broadcast).state != "playing":
-            self.tell("idle", error)
+        elif self._deserted:
+            self.tell("idle")
         else:
-            self.tell("playing")
+            self._tell_what_plays()
+
+    def _tell_what_plays(self) -> None:
+        match self._programme_of(self.want.spec.broadcast).state:
+            case "playing":
+                self.tell("playing")
+            case "idle":
+                self.tell("idle")
+            case "starved":
+                self.tell("idle", SourceError("no frames come from the encoder", code=ErrorCode.SOURCE_STALLED))
 
     def tell(self, state: GuildState, error: GuildcastError | None = None) -> None:
         """Report a state once, and details as they change: the number of listeners with an event of its own."""
