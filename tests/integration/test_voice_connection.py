@@ -164,6 +164,14 @@ class Line:
         await self.until(lambda: self.connection.dave.privacy_code != code, f"another epoch than {epoch}")
         return user
 
+    async def keys_of_members(self) -> None:
+        """Wait until each member has keys in force: it gets there by itself, before us or after."""
+        async with asyncio.timeout(BOUND_S):
+            while any(  # noqa: ASYNC110 - a report wakes nobody
+                member.since_ns is None for member in (await self.discord.listen(GUILD))[0].members
+            ):
+                await asyncio.sleep(0.005)
+
     async def session(self) -> SessionReport:
         report = await self.discord.report(guilds=True)
         return (report.guild_rows or [])[0].sessions[0]
@@ -386,6 +394,7 @@ async def test_silence_made_by_the_server_passes(line: Line, words: list[bytes])
 async def test_frames_of_the_epoch_before_are_heard(line: Line, words: list[bytes]) -> None:
     """What was encrypted before somebody joined, and comes after it, is decrypted with the keys before."""
     async with line.open(members=2), line.receiver.opus() as stream:
+        await line.keys_of_members()
         await line.fault("said", user=line.members[0], how="stale", n=10)
         await line.join_member()
         await line.speak(words)
