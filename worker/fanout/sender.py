@@ -33,7 +33,6 @@ from worker.fanout.rows import (
     LATENESS_BIN_US,
     LATENESS_BINS,
     LAYOUT,
-    PACKET_BYTES,
     RING_TICKS,
     SENDER_CPU_NS,
     SENDER_ERRNO,
@@ -105,7 +104,7 @@ class SlotPlan:
         self.messages["namelen"] = table.address.shape[1]
         self.messages["iovlen"] = 1
         for ring in range(RING_TICKS):
-            self._iovecs[ring]["base"] = table.packets[ring].ctypes.data + rows * PACKET_BYTES
+            self._iovecs[ring]["base"] = table.packets[:, ring].ctypes.data + rows * table.packets.strides[0]
             self.messages[ring]["iov"] = self._iovecs[ring].ctypes.data + np.arange(count) * IOVEC.itemsize
         self.lengths = [self._iovecs[ring]["length"] for ring in range(RING_TICKS)]
         self._addresses = [self.messages[ring].ctypes.data for ring in range(RING_TICKS)]
