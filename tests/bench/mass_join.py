@@ -27,9 +27,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from shared.clock import NS_PER_MS, NS_PER_S
-from shared.process import cpu_ns
-from tests.bench.memory import Memory
 from tests.bench.pool import BenchPool
+from tests.bench.processes import Memory, exact_cpu_ns
 from tests.bench.results import Median, save, table
 from tests.emulator.records import ChannelKind, Voice
 
@@ -74,9 +73,9 @@ async def _first_packets_ns(pool: BenchPool, voices: Sequence[Voice]) -> list[in
 
 async def _cpu_rate(pid: int, window_s: float) -> float:
     """Share of a core that a process takes."""
-    before_ns, began_ns = cpu_ns(pid), time.monotonic_ns()
+    before_ns, began_ns = exact_cpu_ns(pid), time.monotonic_ns()
     await asyncio.sleep(window_s)
-    return (cpu_ns(pid) - before_ns) / (time.monotonic_ns() - began_ns)
+    return (exact_cpu_ns(pid) - before_ns) / (time.monotonic_ns() - began_ns)
 
 
 async def measure(guilds: int, kind: ChannelKind, *, before: int = 100, window_s: float = 5.0) -> Joined:
@@ -95,10 +94,10 @@ async def measure(guilds: int, kind: ChannelKind, *, before: int = 100, window_s
         memory_before = [Memory.of(worker), Memory.of(sender)]
         skipped_before = (await pool.stats())[0].ticks_skipped
 
-        cpu_before_ns, began_ns = cpu_ns(worker), time.time_ns()
+        cpu_before_ns, began_ns = exact_cpu_ns(worker), time.time_ns()
         await pool.join(voices)
         await pool.until_heard(before + guilds)
-        spent_ns, took_ns = cpu_ns(worker) - cpu_before_ns, time.time_ns() - began_ns
+        spent_ns, took_ns = exact_cpu_ns(worker) - cpu_before_ns, time.time_ns() - began_ns
 
         await asyncio.sleep(SETTLED_AFTER_S)
         rate_after = await _cpu_rate(worker, window_s)
