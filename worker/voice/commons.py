@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+from worker.voice.rounds import Rounds
 from worker.voice.turns import Turns
 
 
@@ -33,6 +34,7 @@ class VoiceShared:
         tls: trusts the servers.
         turns: of what holds the loop.
         dave_required: refuse to go on without end-to-end encryption in a session that had it.
+        rounds: of what all connections do again and again.
     """
 
     http: aiohttp.ClientSession
@@ -40,3 +42,4 @@ class VoiceShared:
     turns: Turns
     dave_required: bool = False
     counters: VoiceCounters = field(default_factory=VoiceCounters)
+    rounds: Rounds = field(default_factory=Rounds)

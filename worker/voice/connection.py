@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import aiohttp
 
@@ -40,6 +40,7 @@ from shared.protocol.voice_gateway import (
 from worker.voice.commons import VoiceShared
 from worker.voice.dave import MAX_VERSION, Dave
 from worker.voice.receive.receiver import Receiver
+from worker.voice.rounds import Round
 
 CONNECT_TIMEOUT_S = 10.0
 HANDSHAKE_TIMEOUT_S = 20.0
@@ -145,12 +146,17 @@ class VoiceConnection:
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._port: DatagramPort | None = None
         self._remote: tuple[str, int] = ("", 0)
-        self._discovered: asyncio.Future[tuple[str, int]] | None = None
         self._keepalives = 0
-        self._discovery_ssrc = 0
+        self._questions = 0
+        """Of IP discovery, since Ready."""
+        self._discovery_ssrc: int | None = None
+        """Of the discovery that waits for its answer."""
         self._up_since_s: float | None = None
-        self._keeping_alive = False
-        self._beating = False
+        self._rounds: dict[str, Round] = {}
+        """Of this WebSocket."""
+        self._conversing: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
+        """What ends this WebSocket, and came up outside of its conversation."""
         self._working = False
         """What was received is being worked on: an answer to a heartbeat may lie unread behind it."""
         self._last_heartbeat_ms = 0
@@ -236,8 +242,7 @@ class VoiceConnection:
     async def _serve_one_socket(self) -> None:
         """Open a WebSocket, shake hands, and stay until it ends. Raises what ended it."""
         self._up_since_s = None
-        self._keeping_alive = False
-        self._beating = False
+        self._failure = None
         self._working = False
         try:
             await self._shared.turns.handshake()
@@ -248,43 +253,62 @@ class VoiceConnection:
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise VoiceError(f"{self._url}: {error or 'no answer'}", code=ErrorCode.VOICE_UNREACHABLE) from error
         self._socket = websocket
-        failure: Exception | None = None
+        self._conversing = asyncio.current_task()
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._converse(websocket, group))
-        except* VoiceError as failed:
-            failure = failed.exceptions[0]  # raised below: here, early releases of 3.11 would wrap it
+            await self._converse(websocket)
+        except asyncio.CancelledError:
+            failure, self._failure = self._failure, None
+            if failure is None or self._conversing is None or self._conversing.uncancel():
+                raise
+            raise failure from None
         finally:
-            self._socket = None
+            self._conversing = self._socket = None
             if not websocket.closed:
                 await _close_quietly(websocket, _CLOSE_FOR_GOOD if self._closing else _CLOSE_TO_RESUME)
-        if failure is not None:
-            raise failure
 
-    async def _converse(self, websocket: aiohttp.ClientWebSocketResponse, group: asyncio.TaskGroup) -> None:
+    async def _converse(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
         gateway = self._gateway
         gateway.connected()
-        await self._flush(websocket)
-        helpers: list[asyncio.Task[None]] = []
-        deadline_s = time.monotonic() + HANDSHAKE_TIMEOUT_S
+        self._flush(websocket)
+        self._go_round("handshake", HANDSHAKE_TIMEOUT_S, HANDSHAKE_TIMEOUT_S, self._give_up_handshake)
         try:
             while True:
-                established = gateway.state is State.ESTABLISHED
-                message = await self._receive(websocket, None if established else deadline_s - time.monotonic())
+                message = await websocket.receive()
                 if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
                     if self._closing:
                         return
                     code = websocket.close_code if message.type is not aiohttp.WSMsgType.ERROR else 1006
                     raise VoiceClosed(code if code is not None else 1006, _reason(message))
                 for event in self._read(message):
-                    helpers += self._react(event, websocket, group)
+                    self._react(event)
                     self._working = True
                     await self.dave.take(event)
                     self._working = False
-                await self._flush(websocket)
+                self._flush(websocket)
         finally:
-            for helper in helpers:
-                helper.cancel()
+            self._discovery_ssrc = None
+            for one in self._rounds.values():
+                one.cancel()
+            self._rounds.clear()
+
+    def _fail(self, error: Exception) -> None:
+        """End this WebSocket from outside of its conversation: `error` is what it ends with."""
+        if self._failure is None and self._conversing is not None:
+            self._failure = error
+            self._conversing.cancel()
+
+    def _go_round(self, what: str, after_s: float, every_s: float, visit: Callable[[], None]) -> None:
+        """Have something done again and again while this WebSocket lasts."""
+        self._end_round(what)
+        self._rounds[what] = self._shared.rounds.begin(after_s, every_s, visit, self._fail)
+
+    def _end_round(self, what: str) -> None:
+        one = self._rounds.pop(what, None)
+        if one is not None:
+            one.cancel()
+
+    def _give_up_handshake(self) -> None:
+        raise VoiceError(f"no answer in state {self._gateway.state}", code=ErrorCode.VOICE_TIMEOUT)
 
     def _read(self, message: aiohttp.WSMessage) -> list[Event]:
         """What a message means; one that cannot be read is counted, logged once per kind, and costs nothing else."""
@@ -300,33 +324,25 @@ class VoiceConnection:
                 self._log.warning("message.malformed", error=error.message)
             return []
 
-    async def _receive(self, websocket: aiohttp.ClientWebSocketResponse, timeout_s: float | None) -> aiohttp.WSMessage:
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await websocket.receive()
-        except TimeoutError:
-            raise VoiceError(f"no answer in state {self._gateway.state}", code=ErrorCode.VOICE_TIMEOUT) from None
-
-    def _react(
-        self, event: Event, websocket: aiohttp.ClientWebSocketResponse, group: asyncio.TaskGroup
-    ) -> list[asyncio.Task[None]]:
-        """Do what an event asks for; returns the tasks that live as long as this WebSocket."""
+    def _react(self, event: Event) -> None:
+        """Do what an event asks for."""
         match event:
             case Hello(heartbeat_interval_ms=interval_ms):
-                if self._beating:
-                    return []
-                self._beating = True
-                interval_s = max(SHORTEST_HEARTBEAT_S, interval_ms / 1_000)
-                return [group.create_task(self._heartbeat(websocket, interval_s))]
+                if "heartbeat" not in self._rounds:
+                    interval_s = max(SHORTEST_HEARTBEAT_S, interval_ms / 1_000)
+                    spread_s = interval_s * random.random()  # noqa: S311 - over all connections
+                    self._go_round("heartbeat", spread_s, interval_s, self._heartbeat)
             case Ready():
                 if self._port is not None:
                     self._port.release()
                 if self._receiver is not None:
                     self._receiver.begin_session(lambda user, frame: self.dave.decrypt(str(user), frame))
-                mode = self._mode = choose_mode(event.modes)
+                self._mode = choose_mode(event.modes)
                 self._remote = (event.ip, event.port)
                 self._port = self._lease_port(self._remote, self._receive_datagram)
-                return [group.create_task(self._discover(websocket, event.ssrc, mode))]
+                self._discovery_ssrc, self._questions = event.ssrc, 0
+                self._ask_address()
+                self._go_round("discovery", DISCOVERY_EVERY_S, DISCOVERY_EVERY_S, self._ask_address)
             case SessionDescription():
                 if event.mode != self._mode:
                     raise VoiceError(
@@ -344,42 +360,35 @@ class VoiceConnection:
                 media = Media(self._gateway.ssrc, self._remote, self._port.number, event.mode, event.secret_key)
                 if self._speaking_heard:
                     self._owner.media(media)
-                    return []
+                    return
                 # Nothing answers Speaking itself, but a heartbeat sent behind it is answered after it. Only then may
                 # audio start: a server that is busy with handshakes would else see RTP first, and close.
                 self._gateway.speaking(self._speaking)
                 self._spoken_at_ms = self._queue_heartbeat()
                 self._media = media
-                return self._kept_alive(group)
+                self._stay()
             case HeartbeatAcked():
                 if self._media is not None and event.t_ms >= self._spoken_at_ms:
                     media, self._media = self._media, None
                     self._speaking_heard = True
                     self._owner.media(media)
-                return []
             case Resumed():
                 self._up_since_s = time.monotonic()
                 self._gateway.speaking(self._speaking)
                 # answered behind all that the server tells again: audio may start, and the group knows where it stands
                 self._spoken_at_ms = self._queue_heartbeat()
                 self._owner.link(True)
-                return self._kept_alive(group)
+                self._stay()
             case ClientsConnected():
                 self._meet(set(event.user_ids) - {self._user_id})
-                return []
             case ClientDisconnected():
                 self._part(event.user_id)
-                return []
             case Speaking():
                 if self._receiver is not None:
                     self._receiver.speaking(int(event.user_id), event.ssrc)
-                return []
             case BackendVersion():
                 self.backend_version = f"{event.voice}/{event.rtc_worker}"
                 self._owner.changed()
-                return []
-            case _:
-                return []
 
     def _meet(self, users: set[str]) -> None:
         self.others = (self.others or set()) | users
@@ -394,32 +403,30 @@ class VoiceConnection:
             self.dave.members(self.others)
             self._owner.changed()
 
-    def _kept_alive(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
-        """The keepalive of this WebSocket's time; a second key does not start a second one."""
-        if self._keeping_alive:
-            return []
-        self._keeping_alive = True
-        return [group.create_task(self._keep_alive())]
+    def _stay(self) -> None:
+        """The handshake is done; from now on the 5-tuple is kept alive. A second key changes nothing in that."""
+        self._end_round("handshake")
+        if "keepalive" not in self._rounds:
+            self._go_round("keepalive", 0, KEEPALIVE_EVERY_S, self._keep_alive)
 
-    async def _flush(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
+    def _flush(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
+        """Send what the gateway has to say. Raises: VoiceClosed."""
         try:
             for message in self._gateway.data_to_send():
                 if isinstance(message, bytes):
-                    await websocket.send_bytes(message)
+                    _at_once(websocket.send_bytes(message))
                 else:
-                    await websocket.send_str(message)
+                    _at_once(websocket.send_str(message))
         except (aiohttp.ClientError, OSError) as error:
             raise VoiceClosed(1006, str(error)) from error
 
-    async def _heartbeat(self, websocket: aiohttp.ClientWebSocketResponse, interval_s: float) -> None:
-        await asyncio.sleep(interval_s * random.random())  # noqa: S311 - spread over all connections
-        while True:
-            if self._gateway.unacked_heartbeats >= DEAD_AFTER_UNACKED and not self._working:
-                raise VoiceClosed(1006, f"{DEAD_AFTER_UNACKED} heartbeats without an answer")
-            self.dave.check()
-            self._queue_heartbeat()
-            await self._flush(websocket)
-            await asyncio.sleep(interval_s)
+    def _heartbeat(self) -> None:
+        if self._gateway.unacked_heartbeats >= DEAD_AFTER_UNACKED and not self._working:
+            raise VoiceClosed(1006, f"{DEAD_AFTER_UNACKED} heartbeats without an answer")
+        self.dave.check()
+        self._queue_heartbeat()
+        assert self._socket is not None
+        self._flush(self._socket)
 
     def _queue_heartbeat(self) -> int:
         """Queue a heartbeat; returns its number, which is greater than the one before."""
@@ -427,45 +434,43 @@ class VoiceConnection:
         self._gateway.heartbeat(self._last_heartbeat_ms)
         return self._last_heartbeat_ms
 
-    async def _keep_alive(self) -> None:
+    def _keep_alive(self) -> None:
         """Keep NAT mappings and the server's idea of our address fresh (section 3.2)."""
-        while True:
-            if self._port is not None:
-                self._port.send(ip_discovery.keepalive(self._keepalives))
-                self._keepalives += 1
-            await asyncio.sleep(KEEPALIVE_EVERY_S)
+        if self._port is not None:
+            self._port.send(ip_discovery.keepalive(self._keepalives))
+            self._keepalives += 1
 
-    async def _discover(self, websocket: aiohttp.ClientWebSocketResponse, ssrc: int, mode: str) -> None:
-        """Ask for the external address, again each second, then select the protocol (section 3.1)."""
+    def _ask_address(self) -> None:
+        """Ask for the external address, again each second, until it is told (section 3.1)."""
         assert self._port is not None
-        self._discovery_ssrc = ssrc
-        discovered = self._discovered = asyncio.get_running_loop().create_future()
-        for _ in range(DISCOVERY_TRIES):
-            self._port.send(ip_discovery.request(ssrc))
-            done, _ = await asyncio.wait([discovered], timeout=DISCOVERY_EVERY_S)
-            if done:
-                break
-        else:
+        assert self._discovery_ssrc is not None
+        if self._questions == DISCOVERY_TRIES:
             raise VoiceError(
                 f"no UDP answer from {self._remote[0]}:{self._remote[1]} in {DISCOVERY_TRIES} s: "
                 "a firewall blocks UDP between this host and Discord's voice servers",
                 code=ErrorCode.UDP_BLOCKED,
             )
-        address, port = discovered.result()
-        self._gateway.select_protocol(address, port, mode)
-        await self._flush(websocket)
+        self._questions += 1
+        self._port.send(ip_discovery.request(self._discovery_ssrc))
 
     def _receive_datagram(self, datagram: bytes) -> None:
         """The answer to a discovery, then what others send, if somebody listens."""
-        if self._discovered is None or self._discovered.done():
+        if self._discovery_ssrc is None:
             if self._receiver is not None and self._described:
                 self._receiver.datagram(datagram)
             return
         try:
-            found = ip_discovery.parse_response(datagram, self._discovery_ssrc)
+            address, port = ip_discovery.parse_response(datagram, self._discovery_ssrc)
         except MalformedPacket:
             return  # anything may arrive before the answer; the request is repeated
-        self._discovered.set_result(found)
+        self._discovery_ssrc = None
+        self._end_round("discovery")
+        self._gateway.select_protocol(address, port, self._mode)
+        assert self._socket is not None
+        try:
+            self._flush(self._socket)
+        except VoiceClosed as closed:
+            self._fail(closed)
 
     async def close(self) -> None:
         """End the session: speaking off, then a clean close. `run` returns."""
@@ -476,10 +481,23 @@ class VoiceConnection:
         try:
             if self._gateway.state is State.ESTABLISHED:
                 self._gateway.speaking(0)
-                await self._flush(websocket)
+                self._flush(websocket)
         except VoiceClosed:
             return  # the server was faster
         await _close_quietly(websocket, _CLOSE_FOR_GOOD)
+
+
+def _at_once(sending: Coroutine[Any, Any, None]) -> None:
+    """Send without waiting: a peer that lets so much pile up that there is something to wait for is as good as gone.
+
+    Raises: VoiceClosed, and what `sending` raises.
+    """
+    try:
+        sending.send(None)
+    except StopIteration:
+        return
+    sending.close()
+    raise VoiceClosed(1006, "the server takes nothing")
 
 
 async def _close_quietly(websocket: aiohttp.ClientWebSocketResponse, code: int) -> None:
