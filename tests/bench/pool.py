@@ -128,10 +128,15 @@ class BenchPool:
         source = source or {"url": PROGRAMME.name, "loop": True}
         await self.jobs([{"type": "broadcast.start", "broadcast": name, "source": source}])
 
-    async def voices(self, guilds: int, kind: ChannelKind = "voice", *, ghosts: int = 1, first: int = 0) -> list[Voice]:
-        """Voice credentials of so many guilds; each has ghosts to listen: key packages with nobody behind them."""
+    async def voices(
+        self, guilds: int, kind: ChannelKind = "voice", *, ghosts: int = 1, members: int = 0, first: int = 0
+    ) -> list[Voice]:
+        """Voice credentials of so many guilds; each has ghosts to listen: key packages with nobody behind them.
+
+        Members have somebody behind them: they can speak, and in sampled guilds they decrypt.
+        """
         names = [(str(3 * 10**17 + n), str(4 * 10**17 + n)) for n in range(first, first + guilds)]
-        return await self.discord.issue(names, kind=kind, ghosts=ghosts)
+        return await self.discord.issue(names, kind=kind, ghosts=ghosts, members=members)
 
     async def join(self, voices: Sequence[Voice], broadcast: str = "bench") -> None:
         """Have guilds joined and tuned."""
