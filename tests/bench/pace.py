@@ -72,7 +72,14 @@ class Window(NamedTuple):
 async def measure(
     guilds: int, rounds: int, seconds: float, *, spare: int = SPARE_GUILDS, crowd: int = CROWD
 ) -> dict[Weather, list[Window]]:
-    """So many windows of each weather, in turns, on one worker."""
+    """So many windows of each weather, in turns, on one worker.
+
+    Args:
+        seconds: of each window.
+        spare: guilds that come and go in the storm.
+        crowd: users of the large group.
+    Raises: ChildProcessError: the worker died. TimeoutError: not all guilds could be heard.
+    """
     found: dict[Weather, list[Window]] = {"quiet": [], "storm": []}
     async with BenchPool(guilds + spare, sample=min(_SAMPLE, guilds), settings=INSIDE) as pool:
         await pool.broadcast()
@@ -81,7 +88,8 @@ async def measure(
         await pool.join(voices)
         await pool.until_heard(guilds)
         talkers = await talkers_of(pool, voices)
-        workers = descendants(pool.processes.processes["supervisor"].pid, "worker.fanout")
+        supervisor = pool.processes.processes["supervisor"].pid
+        workers = descendants(supervisor, "worker.fanout")
         storm = Storm(pool, talkers, spare_voices, workers, crowd)
         await storm.gather_crowd()
         with tempfile.TemporaryDirectory() as folder:
@@ -91,6 +99,8 @@ async def measure(
                 found["quiet"].append(await _window(pool, voices, sender, bare, seconds))
                 found["storm"].append(await _window(pool, voices, sender, bare, seconds, storm))
                 await storm.end()
+        if descendants(supervisor, "worker.fanout") != workers:
+            raise ChildProcessError(f"the worker did not live through it: {pool.log_end()}")
     return found
 
 
@@ -152,7 +162,8 @@ async def _stats_after(pool: BenchPool, moment_ns: int) -> list[WorkerStats]:
 
 
 def _rise(name: str, before: Sequence[WorkerStats], after: Sequence[WorkerStats]) -> int:
-    return sum(getattr(one, name) for one in after) - sum(getattr(one, name) for one in before)
+    sums = [sum(int(getattr(one, name)) for one in stats) for stats in (before, after)]
+    return sums[1] - sums[0]
 
 
 async def _sampled_gaps(pool: BenchPool, voices: Sequence[Voice]) -> Histogram:
@@ -168,8 +179,12 @@ async def _sampled_gaps(pool: BenchPool, voices: Sequence[Voice]) -> Histogram:
 # what is shown
 
 
-def figures_of(weather: Weather, windows: Sequence[Window]) -> dict[str, object]:
-    """All figures of one weather."""
+def figures_of(found: dict[Weather, list[Window]]) -> dict[str, object]:
+    """All figures, by weather."""
+    return {weather: _figures_of(weather, windows) for weather, windows in found.items()}
+
+
+def _figures_of(weather: Weather, windows: Sequence[Window]) -> dict[str, object]:
     reports = [window.report for window in windows]
     return {
         "sender_ms": medians([quantiles_ms(window.sender) for window in windows]),
@@ -272,8 +287,7 @@ def main() -> None:
     options = parser.parse_args()
     found = asyncio.run(measure(options.guilds, options.rounds, options.seconds))
     show(options.guilds, found)
-    figures = {weather: figures_of(weather, windows) for weather, windows in found.items()}
-    save("pace", {"guilds": options.guilds, **figures}, lambda figure: draw(options.guilds, found, figure))
+    save("pace", {"guilds": options.guilds, **figures_of(found)}, lambda figure: draw(options.guilds, found, figure))
 
 
 if __name__ == "__main__":

@@ -169,8 +169,12 @@ class BenchPool:
         deadline_s = time.monotonic() + _PLAYING_WITHIN_S
         while (await self.discord.report()).heard < guilds or sum(one.guilds for one in await self.stats()) < guilds:
             if time.monotonic() > deadline_s:
-                raise TimeoutError(self.processes.log_of("supervisor").read_text()[-2_000:])
+                raise TimeoutError(self.log_end())
             await asyncio.sleep(_POLL_S)
+
+    def log_end(self) -> str:
+        """What the supervisor and its workers logged last."""
+        return self.processes.log_of("supervisor").read_text()[-2_000:]
 
     # figures
 
