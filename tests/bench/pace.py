@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 
 from shared.schema.records import WorkerStats
 from tests.bench.lateness import BIN_MS, QUANTILES, BareLoop, Histogram, SenderFigures, medians, quantiles_ms
-from tests.bench.pool import BenchPool, descendants
+from tests.bench.pool import BenchPool
 from tests.bench.results import save, table
 from tests.bench.storm import CROWD, INSIDE, SPARE_GUILDS, Done, Storm, Talker
 from tests.emulator.analysis import gaps_ms
@@ -88,8 +88,7 @@ async def measure(
         await pool.join(voices)
         await pool.until_heard(guilds)
         talkers = await talkers_of(pool, voices)
-        supervisor = pool.processes.processes["supervisor"].pid
-        workers = descendants(supervisor, "worker.fanout")
+        workers = pool.below_supervisors("worker.fanout")
         storm = Storm(pool, talkers, spare_voices, workers, crowd)
         await storm.gather_crowd()
         with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +98,7 @@ async def measure(
                 found["quiet"].append(await _window(pool, voices, sender, bare, seconds))
                 found["storm"].append(await _window(pool, voices, sender, bare, seconds, storm))
                 await storm.end()
-        if descendants(supervisor, "worker.fanout") != workers:
+        if pool.below_supervisors("worker.fanout") != workers:
             raise ChildProcessError(f"the worker did not live through it: {pool.log_end()}")
     return found
 
