@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from tests.bench import pace, skew
+from tests.bench import pace, skew, soak
 from tests.bench.lateness import BIN_MS, quantiles_ms
 from worker.fanout.rows import BATCH_LATENESS_BINS
 
@@ -46,3 +47,27 @@ def test_only_pairs_on_different_workers_are_compared() -> None:
     arrivals_ms = np.array([[0.0, 1.0, 10.0, 30.0], [0.0, np.nan, 5.0, np.nan]])
     found = skew.across_ms(arrivals_ms, np.array([True, True, False, False]))
     assert sorted(found) == [5.0, 9.0, 10.0, 29.0, 30.0]
+
+
+async def test_soak_bench_watches_every_process() -> None:
+    """Each look saw memory and descriptors of all six, and the slots in between."""
+    soaked = await soak.measure(guilds=4, seconds=1.0, every_s=0.25)
+    assert len(soaked.readings) == 4
+    for reading in soaked.readings:
+        assert len(reading.rss_mib) == len(reading.descriptors) == 6
+        assert min(reading.rss_mib.values()) > 0
+        assert min(reading.descriptors.values()) > 0
+    assert sum(reading.slots for reading in soaked.readings) > 0
+    assert soaked.packets > 0
+    assert soak.figures_of(soaked)["guilds"] == 4
+
+
+def test_a_slope_is_given_for_a_thousand_guilds_once_warm() -> None:
+    """Two MiB an hour at 500 guilds are four at 1,000; what came before the first third does not count."""
+    times_s = range(0, 3_601, 60)
+    readings = [
+        soak.Reading(at_s, {"worker": 500.0 if at_s < 600 else 100 + at_s / 1_800}, {"worker": 3}, 0.1, 0.1, 1)
+        for at_s in times_s
+    ]
+    slopes = soak.Soaked(500, readings, 0, 0, 0, 0).slopes_mib()
+    assert slopes == pytest.approx({"worker": 4.0, "all": 4.0})
