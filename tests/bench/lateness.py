@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.cli.pool import LocalPool
+from tests.bench.pool import descendants
 from tests.bench.results import Median
 from worker.fanout.grid import SLOT_NS
 from worker.fanout.rows import (
@@ -81,12 +82,16 @@ class BareLoop(NamedTuple):
     histogram: NDArray[np.uint64]
 
     @classmethod
-    async def start(cls, processes: LocalPool, folder: Path, phase_ns: int) -> Self:
-        """Start it half a slot beside `phase_ns`, so that neither waits for the other to have been woken."""
+    async def start(cls, processes: LocalPool, folder: Path, worker_pid: int) -> Self:
+        """Start it at the priority of a worker's sender, and half a slot beside it: neither waits for the other."""
         path = folder / "bare-timer"
         histogram = np.memmap(path, np.uint64, "w+", shape=BATCH_LATENESS_BINS)
-        phase_ns += SLOT_NS // 2
+        phase_ns = SenderFigures(worker_pid).phase_ns + SLOT_NS // 2
         await processes.start("bare timer", "tests.bench.bare_timer", str(path), str(phase_ns), ready_line=True)
+        bare_pid = processes.processes["bare timer"].pid
+        like_pid = (descendants(worker_pid, "worker.fanout.sender") or [worker_pid])[0]
+        os.setpriority(os.PRIO_PROCESS, bare_pid, os.getpriority(os.PRIO_PROCESS, like_pid))
+        os.sched_setscheduler(bare_pid, os.sched_getscheduler(like_pid), os.sched_getparam(like_pid))
         return cls(histogram)
 
     def lateness(self) -> Histogram:

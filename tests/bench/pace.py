@@ -70,7 +70,13 @@ class Window(NamedTuple):
 
 
 async def measure(
-    guilds: int, rounds: int, seconds: float, *, spare: int = SPARE_GUILDS, crowd: int = CROWD
+    guilds: int,
+    rounds: int,
+    seconds: float,
+    *,
+    spare: int = SPARE_GUILDS,
+    crowd: int = CROWD,
+    sending: str = "process",
 ) -> dict[Weather, list[Window]]:
     """So many windows of each weather, in turns, on one worker.
 
@@ -78,10 +84,13 @@ async def measure(
         seconds: of each window.
         spare: guilds that come and go in the storm.
         crowd: users of the large group.
-    Raises: ChildProcessError: the worker died. TimeoutError: not all guilds could be heard.
+        sending: what the sender is; a `thread` of its worker is not the product (see `without_sender.py`).
+    Raises: ChildProcessError: the worker died. TimeoutError: not all guilds could be heard. LookupError: the sender is
+        not what was asked for.
     """
     found: dict[Weather, list[Window]] = {"quiet": [], "storm": []}
-    async with BenchPool(guilds + spare, sample=min(_SAMPLE, guilds), settings=INSIDE) as pool:
+    settings = INSIDE | {"BENCH_SENDING": sending}
+    async with BenchPool(guilds + spare, sample=min(_SAMPLE, guilds), settings=settings) as pool:
         await pool.broadcast()
         voices = await pool.voices(guilds, ghosts=0, members=1)
         spare_voices = await pool.voices(spare, first=guilds)
@@ -89,11 +98,13 @@ async def measure(
         await pool.until_heard(guilds)
         talkers = await talkers_of(pool, voices)
         workers = pool.below_supervisors("worker.fanout")
+        if len(pool.below_supervisors("worker.fanout.sender")) != (sending == "process"):
+            raise LookupError(f"the sender is no {sending}")
         storm = Storm(pool, talkers, spare_voices, workers, crowd)
         await storm.gather_crowd()
         with tempfile.TemporaryDirectory() as folder:
             sender = SenderFigures(workers[0])
-            bare = await BareLoop.start(pool.processes, Path(folder), sender.phase_ns)
+            bare = await BareLoop.start(pool.processes, Path(folder), workers[0])
             for _ in range(rounds):
                 found["quiet"].append(await _window(pool, voices, sender, bare, seconds))
                 found["storm"].append(await _window(pool, voices, sender, bare, seconds, storm))
@@ -281,8 +292,8 @@ def draw(guilds: int, found: dict[Weather, list[Window]], figure: Figure) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--guilds", type=int, default=700)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each window; two windows make a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each window; two windows make a round")
     options = parser.parse_args()
     found = asyncio.run(measure(options.guilds, options.rounds, options.seconds))
     show(options.guilds, found)

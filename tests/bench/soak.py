@@ -86,7 +86,7 @@ async def measure(guilds: int, seconds: float, every_s: float) -> Soaked:
         pids = _pids(pool)
         with tempfile.TemporaryDirectory() as folder:
             sender = SenderFigures(pids["fan-out worker"])
-            bare = await BareLoop.start(pool.processes, Path(folder), sender.phase_ns)
+            bare = await BareLoop.start(pool.processes, Path(folder), pids["fan-out worker"])
             await pool.discord.reset()
             skipped = sum(stats.ticks_skipped for stats in await pool.stats())
             readings = await _watch(pids, sender, bare, seconds, every_s)

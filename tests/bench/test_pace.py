@@ -35,6 +35,14 @@ async def test_pace_bench_measures_sender_and_bare_loop_in_both_weathers() -> No
     assert pace.figures_of(found).keys() == {"quiet", "storm"}
 
 
+async def test_a_sender_in_a_thread_can_be_measured_as_well() -> None:
+    """The worker sends, and has no process that does it."""
+    found = await pace.measure(guilds=4, rounds=1, seconds=0.5, spare=8, crowd=4, sending="thread")
+    for windows in found.values():
+        assert windows[0].sender.sum() > 0
+        assert windows[0].report.packets > 0
+
+
 async def test_skew_bench_compares_guilds_of_two_workers() -> None:
     """Frames were compared between the workers, with and without the slots of the guilds."""
     (window,) = await skew.measure("two hosts, wrong clocks", guilds=4, windows=1, seconds=1.0)
