@@ -17,8 +17,8 @@ from worker.fanout.rows import (
 )
 
 FIELDS = (
-    *("head", "counters", "lateness", "taken_tick", "sent_tick", "active", "slot", "socket", "address"),
-    *("due", "length", "packets"),
+    *("head", "counters", "lateness", "batch_lateness", "taken_tick", "sent_tick"),
+    *("active", "slot", "socket", "address", "due", "length", "packets"),
 )
 
 

@@ -28,6 +28,8 @@ from shared.clock import LocalClock
 from shared.process import die_with_parent
 from worker.fanout.grid import SLOTS, TICK_NS, slot_time_ns
 from worker.fanout.rows import (
+    BATCH_LATENESS_BIN_US,
+    BATCH_LATENESS_BINS,
     CLOCK_OFFSET_NS,
     DROPPED,
     LATENESS_BIN_US,
@@ -91,6 +93,8 @@ class SlotPlan:
     """
 
     def __init__(self, table: RowTable, rows: NDArray[np.intp], fds: list[int]) -> None:
+        self.leaving_ns = 0
+        """When the first packet of the last `send` was handed to the kernel."""
         self._rows = rows
         self._sockets = table.socket[rows]
         self._fds = fds
@@ -129,11 +133,13 @@ class SlotPlan:
         number = np.count_nonzero(built)
         self.lengths[ring][:] = self._length
         if number == len(built):
+            self.leaving_ns = time.monotonic_ns()
             return self._send(table, self._addresses[ring], self._batches)
         if not number:
             return 0, 0
-        some = self.messages[ring][built]
-        return self._send(table, some.ctypes.data, self._batches_of(self._sockets[built]))
+        some, batches = self.messages[ring][built], self._batches_of(self._sockets[built])
+        self.leaving_ns = time.monotonic_ns()
+        return self._send(table, some.ctypes.data, batches)
 
     def send_prebuilt(self, table: RowTable) -> tuple[int, int]:
         """Send the first tick of the ring as it stands: the floor that benchmarks compare with."""
@@ -246,6 +252,9 @@ class Sender:
                         table.counters[DROPPED] += np.uint64(dropped)
                         bin_ = max(0, min(LATENESS_BINS - 1, late_ns // (LATENESS_BIN_US * 1_000)))
                         table.lateness[bin_] += np.uint64(sent)
+                        late_us = (plan.leaving_ns - due_ns) // 1_000
+                        bin_ = max(0, min(BATCH_LATENESS_BINS - 1, late_us // BATCH_LATENESS_BIN_US))
+                        table.batch_lateness[bin_] += np.uint64(1)
             table.sent_tick[slot] = tick
             slot += 1
             if slot == SLOTS:
