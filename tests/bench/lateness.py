@@ -18,6 +18,7 @@ from worker.fanout.rows import (
     BATCH_LATENESS_BIN_US,
     BATCH_LATENESS_BINS,
     CLOCK_OFFSET_NS,
+    SENT,
     SKIPPED,
     RowTable,
 )
@@ -55,6 +56,11 @@ class SenderFigures:
     def lateness(self) -> Histogram:
         """Slots by the departure of their first packet, since the worker's start."""
         return self._table.batch_lateness.astype(np.int64)
+
+    @property
+    def sent(self) -> int:
+        """Packets that left."""
+        return int(self._table.counters[SENT])
 
     @property
     def skipped(self) -> int:

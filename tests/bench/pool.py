@@ -186,6 +186,13 @@ class BenchPool:
                 raise TimeoutError(self.log_end())
             await asyncio.sleep(_POLL_S)
 
+    async def until_playing(self, guilds: int) -> None:
+        """Wait until so many guilds that were heard before play again. Raises: TimeoutError."""
+        async with asyncio.timeout(_PLAYING_WITHIN_S):
+            await self.discord.reset()
+            while (await self.discord.report()).heard < guilds:  # noqa: ASYNC110 - a report wakes nobody
+                await asyncio.sleep(_POLL_S)
+
     def log_end(self) -> str:
         """What the supervisors and their workers logged last."""
         return "".join(self.processes.log_of(name).read_text()[-2_000:] for name in self._supervisors)
