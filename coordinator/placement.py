@@ -15,19 +15,19 @@ class Room(NamedTuple):
 
     Attributes:
         headroom: what it told with its last renewal.
-        capacity: what it takes at most.
+        held: what it had taken up by then.
         assigned: what the coordinator has given it, told or not.
     """
 
     worker: str
     headroom: int
-    capacity: int
+    held: int
     assigned: int
 
     @property
     def free(self) -> int:
         """Room left once everything that was assigned, and not counted by the worker yet, has arrived."""
-        on_the_way = max(0, self.assigned - (self.capacity - self.headroom))
+        on_the_way = max(0, self.assigned - self.held)
         return self.headroom - on_the_way
 
 

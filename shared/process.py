@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def die_with_parent(parent_pid: int, by: signal.Signals) -> None:
@@ -28,6 +29,26 @@ def raise_file_limit() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
+
+
+def usable_cores() -> float:
+    """Cores that this process may use: its affinity, or less where a control group limits its CPU.
+
+    Source: sched_getaffinity(2); Linux, admin-guide/cgroup-v2, `cpu.max`.
+    """
+    cores = float(len(os.sched_getaffinity(0)))
+    try:
+        own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
+    except OSError:
+        return cores
+    for group in (_CGROUPS / own, *(_CGROUPS / own).parents):
+        try:
+            quota, period = (group / "cpu.max").read_text().split()
+        except (OSError, ValueError):
+            continue  # no group, or none of this version
+        if quota != "max":
+            cores = min(cores, int(quota) / int(period))
+    return cores
 
 
 def cpu_ns(pid: int) -> int:
