@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def die_with_parent(parent_pid: int, by: signal.Signals) -> None:
@@ -31,21 +30,24 @@ def raise_file_limit() -> int:
     return hard
 
 
-def usable_cores() -> float:
+def usable_cores(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> float:
     """Cores that this process may use: its affinity, or less where a control group limits its CPU.
 
     Source: sched_getaffinity(2); Linux, admin-guide/cgroup-v2, `cpu.max`.
     """
     cores = float(len(os.sched_getaffinity(0)))
     try:
-        own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
+        own = (proc / "self" / "cgroup").read_text().rpartition("0::/")[2].strip()
     except OSError:
         return cores
-    for group in (_CGROUPS / own, *(_CGROUPS / own).parents):
+    group = groups / own
+    for one in (group, *group.parents):
+        if not one.is_relative_to(groups):
+            break
         try:
-            quota, period = (group / "cpu.max").read_text().split()
+            quota, period = (one / "cpu.max").read_text().split()
         except (OSError, ValueError):
-            continue  # no group, or none of this version
+            continue  # not limited, or a group of version 1
         if quota != "max":
             cores = min(cores, int(quota) / int(period))
     return cores

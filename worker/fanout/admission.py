@@ -1,8 +1,9 @@
 """How many more guilds a worker can take: figures in, headroom out. Pure, without a clock of its own.
 
 A worker is full when it holds its capacity, or as many guilds as its CPU carries at what its packets really cost. For
-a while it takes none at all when its pace slipped. Fullness has two edges, so that nothing goes to and fro: room is
-offered below the one, what comes all the same is refused above the other.
+a while it takes none at all when its pace slipped while it was busy; a machine that stands still now and then does not
+go better because a worker that does little does no more. Fullness has two edges, so that nothing goes to and fro: room
+is offered below the one, what comes all the same is refused above the other.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _PACE_COUNTS_FOR_NS = 3 * NS_PER_S
 _PACE_AGAIN = 2
 """Slips of the pace before work that was given is refused; at the first no more is offered."""
 _LEAST_LEAD_TICKS = 1
+_BUSY = 0.5
+"""Part of the CPU that may be used from which on a slip is laid to the worker's own work."""
 _EDGE = 50
 """Guilds above the number that the CPU carries are refused only beyond one fiftieth of it."""
 
@@ -110,11 +113,18 @@ class Admission:
         before, self._last = self._last, reading
         if before is None:
             return
-        if reading.ticks_skipped > before.ticks_skipped or reading.lead < _LEAST_LEAD_TICKS:
+        slipped = reading.ticks_skipped > before.ticks_skipped or reading.lead < _LEAST_LEAD_TICKS
+        if slipped and self._load(before, reading) >= _BUSY:
             self._slips.append(reading.at_ns)
         while self._slips and reading.at_ns - self._slips[0] >= _PACE_COUNTS_FOR_NS:
             self._slips.popleft()
         self._learn(before, reading)
+
+    def _load(self, before: Reading, now: Reading) -> float:
+        """How much was used of the CPU that may be."""
+        worker_ns, sender_ns = now.worker_cpu_ns - before.worker_cpu_ns, now.sender_cpu_ns - before.sender_cpu_ns
+        used_ns = max(worker_ns, sender_ns, (worker_ns + sender_ns) / self._cores)
+        return used_ns / max(1, now.at_ns - before.at_ns) / self._share
 
     def _learn(self, before: Reading, now: Reading) -> None:
         span_ns, packets = now.at_ns - before.at_ns, now.packets - before.packets

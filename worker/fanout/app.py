@@ -305,7 +305,9 @@ class FanoutWorker:
             return True  # it has its room
         if self._refused.get(key) == want.generation:
             return False
-        if not self._admission.refuses(self._held):
+        # Who is saying goodbye makes room in a moment: the rows that are spare are for that.
+        staying = len(self._sessions) + sum(one in self._wants for one in self._changing)
+        if not self._admission.refuses(staying):
             return True
         self._refused[key] = want.generation
         limit = self._admission.limit

@@ -53,7 +53,7 @@ _CACHE_BYTES = 16 << 20
 """More than the caches next to a core; the last one, which all share, is nobody's own."""
 _WARM_UP_TICKS = 3
 _LEAST_TICKS = 3
-_TICKS_AT_START = 12
+_TICKS_AT_START = 30
 _AT_START_WITHIN_S = 0.3
 _NICE = 10
 """Workers that play on this host come first."""
