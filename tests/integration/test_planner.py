@@ -219,7 +219,7 @@ async def test_guilds_go_where_most_headroom_is(pool: Pool) -> None:
     """Not where fewest guilds are: what they cost differs, and the worker knows."""
     planner = await pool.lead()
     dear, cheap = await pool.worker("a"), await pool.worker("b")
-    await dear.renew(2, WorkerStats(held=0))
+    await dear.renew(2, WorkerStats(held=30))
     await cheap.renew(50, WorkerStats(held=50))
     await pool.guilds(10)
     await planner.step()
