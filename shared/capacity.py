@@ -15,8 +15,8 @@ PACKETS_PER_S = 50
 """Of one guild that is played to."""
 MEASURED_SHARE = 0.7
 """How full a core shall be where nobody said how many guilds a worker takes."""
-SET_SHARE = 0.95
-"""How full it may be where somebody did: that word holds until the pace would break."""
+SET_SHARE = 1.0
+"""How full it may be where somebody did: that word holds until a core is full, and more would only make it late."""
 
 
 class Cost(NamedTuple):

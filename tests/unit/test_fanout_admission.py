@@ -226,6 +226,18 @@ def test_between_no_more_room_and_a_refusal_lies_a_margin() -> None:
     assert worker.refuses
 
 
+def test_costs_that_waver_at_the_edge_are_told_once() -> None:
+    """A worker is overloaded until there is room worth the name, or the capacity is what limits it again."""
+    worker = Worker(capacity=2_000)
+    worker.held, worker.cost = 1_000, Cost(14.1, 4.0)
+    told = []
+    for worker_us in (14.1, 13.9, 14.1, 13.9, 13.0, 14.1, 6.0):
+        worker.cost = Cost(worker_us, 4.0)
+        worker.beat(100)
+        told.append(worker.admission.overloaded(worker.held))
+    assert told == [True, True, True, True, False, True, False]
+
+
 _readings = st.lists(
     st.builds(
         lambda span, worker, sender, packets, skipped, lead, opened: (

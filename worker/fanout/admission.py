@@ -70,6 +70,7 @@ class Admission:
         self._last: Reading | None = None
         self._slips: deque[int] = deque(maxlen=_PACE_AGAIN)
         """When the pace slipped last."""
+        self._overloaded = False
 
     @property
     def cost(self) -> Cost:
@@ -84,7 +85,7 @@ class Admission:
 
     @property
     def limit(self) -> str:
-        """What keeps guilds out first: `pace`, `capacity`, or the CPU: `worker`, `sender` or `cores`."""
+        """What would keep guilds out first: `pace`, `capacity`, or the CPU: `worker`, `sender` or `cores`."""
         if self._slips:
             return "pace"
         if self._carried >= self.capacity:
@@ -107,6 +108,16 @@ class Admission:
         if held >= self.capacity or len(self._slips) >= _PACE_AGAIN:
             return True
         return held >= self._carried + self._carried // _EDGE
+
+    def overloaded(self, held: int) -> bool:
+        """Whether guilds are kept out although the capacity would allow more; over only when there is room again."""
+        if self.limit == "capacity":
+            self._overloaded = False
+        elif not self._overloaded:
+            self._overloaded = not self.headroom(held)
+        else:
+            self._overloaded = self.headroom(held) <= self.capacity // _EDGE
+        return self._overloaded
 
     def note(self, reading: Reading) -> None:
         """Take in the next figures."""

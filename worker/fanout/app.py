@@ -98,6 +98,7 @@ class FanoutWorker:
         self._programmes: dict[str, Programme] = {}
         self._ticks_skipped = 0
         self._sessions_opened = 0
+        self._overloaded = False
         self._least_lead = AHEAD_TICKS
         """Ticks that were built ahead when the pace came to the next, at least, since the last renewal."""
         self._held_back = False
@@ -225,7 +226,6 @@ class FanoutWorker:
     def _look_at_load(self, stats: WorkerStats) -> None:
         """Learn what guilds cost, and say when there comes to be no room, or room again."""
         admission, sender_ns = self._admission, int(self._table.counters[SENDER_CPU_NS])
-        before = admission.headroom(self._held)
         admission.note(
             Reading(
                 at_ns=stats.at_ns,
@@ -239,12 +239,16 @@ class FanoutWorker:
             )
         )
         self._least_lead = AHEAD_TICKS
-        after = admission.headroom(self._held)
-        if bool(before) != bool(after):
+        overloaded = admission.overloaded(self._held)
+        if overloaded != self._overloaded:
+            self._overloaded = overloaded
             worker_us, sender_us = (round(one_us, 2) for one_us in admission.cost)
-            event = "headroom.returned" if after else "headroom.gone"
             get_logger().info(
-                event, headroom=after, held=self._held, limit=admission.limit, worker_us=worker_us, sender_us=sender_us
+                "headroom.gone" if overloaded else "headroom.returned",
+                held=self._held,
+                limit=admission.limit,
+                worker_us=worker_us,
+                sender_us=sender_us,
             )
 
     def _stats(self) -> WorkerStats:
