@@ -142,7 +142,7 @@ async def _until_quiet(pool: BenchPool) -> None:
     sender = SenderFigures(processes.worker_pid)
     async with asyncio.timeout(_QUIET_WITHIN_S):
         before = -1
-        while before != (before := sender.sent):
+        while before != (before := sender.sent):  # noqa: ASYNC110 - shared memory wakes nobody
             await asyncio.sleep(_QUIET_S)
 
 

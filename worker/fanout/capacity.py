@@ -39,9 +39,10 @@ from shared.process import raise_file_limit, usable_cores
 from shared.protocol.transport_crypto import AES_GCM, KEY_BYTES, XCHACHA
 from shared.settings import Settings
 from worker.fanout.admission import Admission
-from worker.fanout.build import Builder, Lane, Protect, Target
+from worker.fanout.build import Builder, Lane, Target
 from worker.fanout.grid import SLOTS
 from worker.fanout.rows import RowTable
+from worker.fanout.scratch import Protect
 from worker.fanout.sender import SlotPlan
 from worker.fanout.sockets import SEND_BUFFER_BYTES
 
@@ -113,7 +114,7 @@ class _Bed:
         self._tick = 0
         self._table = table = RowTable(_ROWS)
         self._builder = builder = Builder(table)
-        lane = Lane(frame_at=lambda _tick: frame)
+        lane = Lane(lambda _tick: frame, lambda _first, last: last)
         frame = os.urandom(_FRAME_BYTES)
         builder.lanes.append(lane)
         encryptions = _encryptions(_ROWS) if with_dave else [None] * _ROWS
