@@ -220,11 +220,11 @@ def draw(soaked: Soaked, figure: Figure) -> None:
     files.set(title="open descriptors")
     files.set_yscale("log")
     lateness.set(title="lateness p99.9", ylabel="ms")
+    lateness.set_yscale("log")
     for axes in (memory, files, lateness):
         axes.set_xlabel("minutes")
         axes.legend(fontsize=7)
-    for axes in (memory, lateness):
-        axes.set_ylim(bottom=0)
+    memory.set_ylim(bottom=0)
 
 
 def main() -> None:

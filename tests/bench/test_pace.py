@@ -20,7 +20,7 @@ def test_a_quantile_is_the_upper_edge_of_its_bin() -> None:
 
 async def test_pace_bench_measures_sender_and_bare_loop_in_both_weathers() -> None:
     """Both noted their slots, guilds were heard, and the storm consisted of all that belongs to it."""
-    found = await pace.measure(guilds=4, rounds=1, seconds=1.0, spare=8, crowd=4)
+    found = await pace.measure(guilds=4, rounds=1, seconds=0.5, spare=8, crowd=4)
     (quiet,), (storm,) = found["quiet"], found["storm"]
     for window in (quiet, storm):
         assert window.sender.sum() > 0
@@ -31,7 +31,7 @@ async def test_pace_bench_measures_sender_and_bare_loop_in_both_weathers() -> No
     assert quiet.guilds == 4
     assert quiet.storm is None
     assert storm.storm is not None
-    assert storm.storm._replace(seconds=0) == (0, 20, 20, 4, 1, 1)
+    assert storm.storm._replace(seconds=0) == (0, 10, 10, 4, 1, 1)
     assert pace.figures_of(found).keys() == {"quiet", "storm"}
 
 
