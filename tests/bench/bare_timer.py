@@ -19,7 +19,7 @@ import time
 import numpy as np
 
 from worker.fanout.grid import SLOT_NS
-from worker.fanout.rows import BATCH_LATENESS_BIN_US, BATCH_LATENESS_BINS
+from worker.fanout.rows import LATENESS_BIN_US, LATENESS_BINS
 
 _CLOCK_MONOTONIC = 1
 _TFD_TIMER_ABSTIME = 1
@@ -38,7 +38,7 @@ def _timer(first_ns: int) -> int:
 
 
 def main(path: str, phase_ns: int) -> None:
-    histogram = np.memmap(path, np.uint64, "r+", shape=BATCH_LATENESS_BINS)
+    histogram = np.memmap(path, np.uint64, "r+", shape=LATENESS_BINS)
     due_ns = (time.monotonic_ns() // SLOT_NS + 2) * SLOT_NS + phase_ns % SLOT_NS
     timer = _timer(due_ns)
     due_ns -= SLOT_NS
@@ -52,7 +52,7 @@ def main(path: str, phase_ns: int) -> None:
         for _ in range(fired):  # a slot that was slept through is late as well
             due_ns += SLOT_NS
             late_us = (now_ns - due_ns) // 1_000
-            histogram[min(late_us // BATCH_LATENESS_BIN_US, BATCH_LATENESS_BINS - 1)] += np.uint64(1)
+            histogram[min(late_us // LATENESS_BIN_US, LATENESS_BINS - 1)] += np.uint64(1)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,16 @@ from tests.bench.pool import descendants
 from tests.bench.results import Median
 from worker.fanout.grid import SLOT_NS
 from worker.fanout.rows import (
-    BATCH_LATENESS_BIN_US,
-    BATCH_LATENESS_BINS,
     CLOCK_OFFSET_NS,
+    LATENESS_BIN_US,
+    LATENESS_BINS,
     SENT,
     SKIPPED,
     RowTable,
 )
 
 Histogram = NDArray[np.int64]
-BIN_MS = BATCH_LATENESS_BIN_US / 1_000
+BIN_MS = LATENESS_BIN_US / 1_000
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 
 
@@ -55,7 +55,7 @@ class SenderFigures:
 
     def lateness(self) -> Histogram:
         """Slots by the departure of their first packet, since the worker's start."""
-        return self._table.batch_lateness.astype(np.int64)
+        return self._table.lateness.astype(np.int64)
 
     @property
     def sent(self) -> int:
@@ -91,7 +91,7 @@ class BareLoop(NamedTuple):
     async def start(cls, processes: LocalPool, folder: Path, worker_pid: int) -> Self:
         """Start it at the priority of a worker's sender, and half a slot beside it: neither waits for the other."""
         path = folder / "bare-timer"
-        histogram = np.memmap(path, np.uint64, "w+", shape=BATCH_LATENESS_BINS)
+        histogram = np.memmap(path, np.uint64, "w+", shape=LATENESS_BINS)
         phase_ns = SenderFigures(worker_pid).phase_ns + SLOT_NS // 2
         await processes.start("bare timer", "tests.bench.bare_timer", str(path), str(phase_ns), ready_line=True)
         bare_pid = processes.processes["bare timer"].pid

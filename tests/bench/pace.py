@@ -38,7 +38,7 @@ from tests.bench.results import save, table
 from tests.bench.storm import CROWD, INSIDE, SPARE_GUILDS, Done, Storm, Talker
 from tests.emulator.analysis import gaps_ms
 from tests.emulator.records import Report, Voice
-from worker.fanout.rows import BATCH_LATENESS_BINS
+from worker.fanout.rows import LATENESS_BINS
 
 Weather = Literal["quiet", "storm"]
 LIMITS_MS: dict[Weather, dict[str, float]] = {"quiet": {"p99": 0.5, "p99.9": 1.0}, "storm": {"p99.9": 2.0}}
@@ -46,7 +46,7 @@ LIMITS_MS: dict[Weather, dict[str, float]] = {"quiet": {"p99": 0.5, "p99.9": 1.0
 GAP_LIMIT_MS = 35.0
 _GAP_BIN_MS = 0.25
 _GAP_BINS = 240
-_DRAWN_EDGES_MS = BIN_MS * np.array([0.9, *np.unique(np.geomspace(1.5, BATCH_LATENESS_BINS, 45).round()) + 0.1])
+_DRAWN_EDGES_MS = BIN_MS * np.array([0.9, *np.unique(np.geomspace(1.5, LATENESS_BINS, 45).round()) + 0.1])
 _POLL_S = 0.25
 _CALM_WITHIN_S = 60.0
 _SAMPLE = 32

@@ -7,12 +7,12 @@ import pytest
 
 from tests.bench import pace, skew, soak
 from tests.bench.lateness import BIN_MS, quantiles_ms
-from worker.fanout.rows import BATCH_LATENESS_BINS
+from worker.fanout.rows import LATENESS_BINS
 
 
 def test_a_quantile_is_the_upper_edge_of_its_bin() -> None:
     """Of a thousand slots the 999th decides; the largest is that of the last bin that holds any."""
-    histogram = np.zeros(BATCH_LATENESS_BINS, np.int64)
+    histogram = np.zeros(LATENESS_BINS, np.int64)
     assert set(quantiles_ms(histogram).values()) == {0.0}
     histogram[[3, 10, 40]] = 990, 9, 1
     assert list(quantiles_ms(histogram).values()) == [bin_ * BIN_MS for bin_ in (4, 4, 11, 41)]

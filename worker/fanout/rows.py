@@ -20,10 +20,8 @@ RING_TICKS = 12
 PACKET_BYTES = 1344
 """RTP header 12 + Opus 1275 + end-to-end encryption 16 + tag 16 + nonce 4 to 24, rounded up to cache lines."""
 ADDRESS_BYTES = 16
-LATENESS_BINS = 512
-LATENESS_BIN_US = 100
-BATCH_LATENESS_BINS = 3_072
-BATCH_LATENESS_BIN_US = 20
+LATENESS_BINS = 3_072
+LATENESS_BIN_US = 20
 _PAGE = mmap.PAGESIZE
 
 # words of the head
@@ -54,8 +52,7 @@ class RowTable:
     Attributes:
         head: i64 words: layout version, clock offset (common minus local, ns), sockets that rows may name.
         counters: u64 words written by the sender.
-        lateness: u64 histogram of packets by lateness, bins of 100 us, the last one open.
-        batch_lateness: u64 histogram of slots by the departure of their first packet, bins of 20 us, the last one open.
+        lateness: u64 histogram of slots by the departure of their first packet, bins of 20 us, the last one open.
         taken_tick, sent_tick: i64 per slot, last tick that the sender began to send, and is through with.
         active, slot, socket, address: per row, who it is sent by and to (`sockaddr_in`).
         due, length: (ring, row): tick for which a packet is built, bytes on the wire.
@@ -67,7 +64,6 @@ class RowTable:
             ("head", (_HEAD_WORDS,), np.int64),
             ("counters", (_COUNTER_WORDS,), np.uint64),
             ("lateness", (LATENESS_BINS,), np.uint64),
-            ("batch_lateness", (BATCH_LATENESS_BINS,), np.uint64),
             ("taken_tick", (SLOTS,), np.int64),
             ("sent_tick", (SLOTS,), np.int64),
             ("active", (rows,), np.uint8),
@@ -87,7 +83,6 @@ class RowTable:
         self.head: NDArray[np.int64]
         self.counters: NDArray[np.uint64]
         self.lateness: NDArray[np.uint64]
-        self.batch_lateness: NDArray[np.uint64]
         self.taken_tick: NDArray[np.int64]
         self.sent_tick: NDArray[np.int64]
         self.active: NDArray[np.uint8]
@@ -109,7 +104,7 @@ class RowTable:
 
 
 def lateness_quantile_us(histogram: NDArray[np.uint64], quantile: float) -> int:
-    """Upper edge of the bin that holds a quantile of all packets, 0 where there are none."""
+    """Upper edge of the bin that holds a quantile of all that was counted, 0 where there is nothing."""
     total = int(histogram.sum())
     if not total:
         return 0

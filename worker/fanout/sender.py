@@ -28,8 +28,6 @@ from shared.clock import LocalClock
 from shared.process import die_with_parent
 from worker.fanout.grid import SLOTS, TICK_NS, slot_time_ns
 from worker.fanout.rows import (
-    BATCH_LATENESS_BIN_US,
-    BATCH_LATENESS_BINS,
     CLOCK_OFFSET_NS,
     DROPPED,
     LATENESS_BIN_US,
@@ -250,11 +248,8 @@ class Sender:
                         quiet_since_ns = due_ns
                         table.counters[SENT] += np.uint64(sent)
                         table.counters[DROPPED] += np.uint64(dropped)
-                        bin_ = max(0, min(LATENESS_BINS - 1, late_ns // (LATENESS_BIN_US * 1_000)))
-                        table.lateness[bin_] += np.uint64(sent)
                         late_us = (plan.leaving_ns - due_ns) // 1_000
-                        bin_ = max(0, min(BATCH_LATENESS_BINS - 1, late_us // BATCH_LATENESS_BIN_US))
-                        table.batch_lateness[bin_] += np.uint64(1)
+                        table.lateness[max(0, min(LATENESS_BINS - 1, late_us // LATENESS_BIN_US))] += np.uint64(1)
             table.sent_tick[slot] = tick
             slot += 1
             if slot == SLOTS:
