@@ -15,7 +15,7 @@ from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt
 from shared.errors import VoiceError
 from shared.protocol.transport_crypto import AES_GCM, MODES, XCHACHA, open_packet
 from worker.fanout.build import Builder, Lane, Target
-from worker.fanout.rows import LAYOUT, RING_TICKS, RowTable
+from worker.fanout.rows import RING_TICKS, RowTable
 from worker.fanout.scratch import BLOCK_TICKS
 
 ROWS = 4
@@ -386,10 +386,11 @@ def test_a_closed_row_has_nothing_to_send(rig: Rig) -> None:
     connection = rig.connect()
     rig.play(*span(0, 3))
     rig.sent(START)
-    layout = int(rig.table.head[LAYOUT])
+    slot = rig.builder.slot_of(connection.row)
+    layout = int(rig.table.layout[slot])
     rig.builder.close(connection.row)
     assert not rig.table.active[connection.row]
-    assert rig.table.head[LAYOUT] != layout
+    assert rig.table.layout[slot] != layout
     rig.play(START + 3)
     assert [connection.packet(tick) for tick in span(1, 3)] == [None] * 3
 

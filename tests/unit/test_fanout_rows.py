@@ -17,7 +17,7 @@ from worker.fanout.rows import (
 )
 
 FIELDS = (
-    *("head", "counters", "lateness", "taken_tick", "sent_tick"),
+    *("head", "counters", "lateness", "layout", "taken_tick", "sent_tick"),
     *("active", "slot", "socket", "address", "due", "length", "packets"),
 )
 

@@ -24,7 +24,7 @@ from shared.protocol.opus import FRAME_SAMPLES, MAX_FRAME_BYTES, SILENCE_FRAME
 from shared.protocol.packet_seal import encrypt_function
 from shared.protocol.transport_crypto import KEY_BYTES, MODES, suffix_bytes
 from worker.fanout.grid import SLOTS, choose_slot
-from worker.fanout.rows import ADDRESS_BYTES, LAYOUT, RING_TICKS, RowTable
+from worker.fanout.rows import ADDRESS_BYTES, RING_TICKS, RowTable
 from worker.fanout.scratch import BLOCK_TICKS, ROWS_AT_ONCE, Protect, Scratch
 
 SILENCE_FRAMES = 5
@@ -135,7 +135,7 @@ class Builder:
         self._nonces[row] = 0
         self._key(row, target)
         table.active[row] = 1
-        table.head[LAYOUT] += 1
+        table.layout[slot] += 1
         return row
 
     def _key(self, row: int, target: Target) -> None:
@@ -225,7 +225,7 @@ class Builder:
         self._protected[row] = False
         self._keys[row] = 0
         self._table.active[row] = 0
-        self._table.head[LAYOUT] += 1
+        self._table.layout[slot] += 1
         self._resting.append((self.last_tick + _REST_TICKS, row))
 
     def worn_out(self) -> list[int]:

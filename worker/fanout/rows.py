@@ -25,7 +25,7 @@ LATENESS_BIN_US = 20
 _PAGE = mmap.PAGESIZE
 
 # words of the head
-LAYOUT, CLOCK_OFFSET_NS, SOCKETS = 0, 1, 2
+CLOCK_OFFSET_NS, SOCKETS = 0, 1
 _HEAD_WORDS = 8
 # words of the sender's counters
 SENT, DROPPED, SKIPPED, SENDER_CPU_NS, SENDER_ERRNO = 0, 1, 2, 3, 4
@@ -50,7 +50,8 @@ class RowTable:
     """Views on the shared memory.
 
     Attributes:
-        head: i64 words: layout version, clock offset (common minus local, ns), sockets that rows may name.
+        head: i64 words: clock offset (common minus local, ns), sockets that rows may name.
+        layout: i64 per slot, changed whenever the rows in it change.
         counters: u64 words written by the sender.
         lateness: u64 histogram of slots by the departure of their first packet, bins of 20 us, the last one open.
         taken_tick, sent_tick: i64 per slot, last tick that the sender began to send, and is through with.
@@ -64,6 +65,7 @@ class RowTable:
             ("head", (_HEAD_WORDS,), np.int64),
             ("counters", (_COUNTER_WORDS,), np.uint64),
             ("lateness", (LATENESS_BINS,), np.uint64),
+            ("layout", (SLOTS,), np.int64),
             ("taken_tick", (SLOTS,), np.int64),
             ("sent_tick", (SLOTS,), np.int64),
             ("active", (rows,), np.uint8),
@@ -83,6 +85,7 @@ class RowTable:
         self.head: NDArray[np.int64]
         self.counters: NDArray[np.uint64]
         self.lateness: NDArray[np.uint64]
+        self.layout: NDArray[np.int64]
         self.taken_tick: NDArray[np.int64]
         self.sent_tick: NDArray[np.int64]
         self.active: NDArray[np.uint8]

@@ -32,7 +32,7 @@ from worker.fanout.rows import (
     DROPPED,
     LATENESS_BIN_US,
     LATENESS_BINS,
-    LAYOUT,
+    PACKET_BYTES,
     RING_TICKS,
     SENDER_CPU_NS,
     SENDER_ERRNO,
@@ -100,16 +100,16 @@ class SlotPlan:
         count = len(rows)
         self._due = np.empty(count, np.int64)
         self._length = np.empty(count, np.uint32)
+        ticks = np.arange(RING_TICKS)[:, np.newaxis]
         self._iovecs = np.zeros((RING_TICKS, count), IOVEC)
+        self._iovecs["base"] = table.packets.ctypes.data + rows * table.packets.strides[0] + ticks * PACKET_BYTES
         self.messages = np.zeros((RING_TICKS, count), MMSGHDR)
         self.messages["name"] = table.address.ctypes.data + rows * table.address.shape[1]
         self.messages["namelen"] = table.address.shape[1]
         self.messages["iovlen"] = 1
-        for ring in range(RING_TICKS):
-            self._iovecs[ring]["base"] = table.packets[:, ring].ctypes.data + rows * table.packets.strides[0]
-            self.messages[ring]["iov"] = self._iovecs[ring].ctypes.data + np.arange(count) * IOVEC.itemsize
-        self.lengths = [self._iovecs[ring]["length"] for ring in range(RING_TICKS)]
-        self._addresses = [self.messages[ring].ctypes.data for ring in range(RING_TICKS)]
+        self.messages["iov"] = self._iovecs.ctypes.data + (ticks * count + np.arange(count)) * IOVEC.itemsize
+        self.lengths = self._iovecs["length"]
+        self._addresses = [self.messages.ctypes.data + ring * self.messages.strides[0] for ring in range(RING_TICKS)]
 
     def _batches_of(self, sockets: NDArray[np.uint16]) -> list[tuple[int, int, int]]:
         """(fd, first, count) per run of rows on one socket."""
@@ -173,7 +173,7 @@ class Sender:
         self._clock = clock
         self._timer = Timer()
         self._fds: list[int] = []
-        self._layout = -1
+        self._layouts = [-1] * SLOTS
         self._plans: list[SlotPlan | None] = [None] * SLOTS
         self._left_ns = [[0] * SLOTS, [0] * SLOTS]
         """When the last packets of even and odd ticks left, per slot."""
@@ -184,20 +184,17 @@ class Sender:
     def _stop(self, *_: object) -> None:
         self._stopping_at_ns = time.monotonic_ns()
 
-    def _replan(self) -> None:
-        """Take over a change of rows; the sockets that it needs are on their way."""
+    def _replan(self, slot: int) -> None:
+        """Take over a change of the rows in a slot; the sockets that it needs are on their way."""
         table = self._table
-        self._layout = int(table.head[LAYOUT])
+        self._layouts[slot] = int(table.layout[slot])
         self._receive_sockets()
         while len(self._fds) < table.head[SOCKETS]:
             select.select([self._sockets], [], [])
             self._receive_sockets()
-        active = np.flatnonzero(table.active.copy())  # numpy raises when the worker changes it meanwhile
-        slots = table.slot[active]
-        for slot in range(SLOTS):
-            rows = active[slots == slot]
-            rows = rows[np.argsort(table.socket[rows], kind="stable")]
-            self._plans[slot] = SlotPlan(table, rows, self._fds) if len(rows) else None
+        rows = np.flatnonzero((table.active == 1) & (table.slot == slot))
+        rows = rows[np.argsort(table.socket[rows], kind="stable")]
+        self._plans[slot] = SlotPlan(table, rows, self._fds) if len(rows) else None
 
     def _receive_sockets(self) -> None:
         while True:
@@ -224,8 +221,8 @@ class Sender:
         tick, slot = now_ns // TICK_NS + 1, 0
         quiet_since_ns = time.monotonic_ns()
         while True:
-            if table.head[LAYOUT] != self._layout:
-                self._replan()
+            if table.layout[slot] != self._layouts[slot]:
+                self._replan(slot)
             plan = self._plans[slot]
             if plan is not None or slot == 0:
                 due_ns = self._raw_ns(tick, slot)
