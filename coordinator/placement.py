@@ -15,20 +15,25 @@ class Room(NamedTuple):
 
     Attributes:
         headroom: what it told with its last renewal.
-        capacity: what it takes at most.
+        held: what it had taken up by then.
         assigned: what the coordinator has given it, told or not.
     """
 
     worker: str
     headroom: int
-    capacity: int
+    held: int
     assigned: int
 
     @property
     def free(self) -> int:
         """Room left once everything that was assigned, and not counted by the worker yet, has arrived."""
-        on_the_way = max(0, self.assigned - (self.capacity - self.headroom))
+        on_the_way = max(0, self.assigned - self.held)
         return self.headroom - on_the_way
+
+    @property
+    def whole(self) -> int:
+        """Room taken and free."""
+        return self.free + max(self.assigned, self.held)
 
 
 class Pace:
@@ -59,22 +64,29 @@ class Pace:
 
 
 def place(items: Iterable[_Item], rooms: Iterable[Room], most: Mapping[str, int] | None = None) -> dict[_Item, str]:
-    """Give each item to the worker with the most room left, counting each assignment at once.
+    """Give each item to the worker with the largest part of its room left, counting each assignment at once.
+
+    By the part and not by the number: workers of one kind measure themselves a little differently, and a few guilds
+    would all go to the one that thinks best of itself.
 
     Args:
         most: what each worker is given at most this time; None for whatever it has room for.
     Returns: worker per item; items that fit nowhere are left out.
     """
-    heap = [(-room.free, room.worker) for room in rooms if room.free > 0 and (most is None or most[room.worker] > 0)]
+    heap = [
+        (-room.free / room.whole, room.worker, room.free, room.whole)
+        for room in rooms
+        if room.free > 0 and (most is None or most[room.worker] > 0)
+    ]
     heapq.heapify(heap)
     given: Counter[str] = Counter()
     placed: dict[_Item, str] = {}
     for item in items:
         if not heap:
             break
-        free, worker = heapq.heappop(heap)
+        _, worker, free, whole = heapq.heappop(heap)
         placed[item] = worker
         given[worker] += 1
-        if free + 1 < 0 and (most is None or given[worker] < most[worker]):
-            heapq.heappush(heap, (free + 1, worker))
+        if free > 1 and (most is None or given[worker] < most[worker]):
+            heapq.heappush(heap, (-(free - 1) / whole, worker, free - 1, whole))
     return placed

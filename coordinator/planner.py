@@ -18,7 +18,7 @@ from shared.clock import unix_ms
 from shared.errors import ErrorCode
 from shared.logs import get_logger
 from shared.schema.event import Event, broadcast_event, guild_event
-from shared.schema.records import BroadcastStatus, GuildStatus, WorkerRole
+from shared.schema.records import BroadcastStatus, GuildStatus, WorkerRecord, WorkerRole
 
 GRACE_S = 5.0
 """After an election nobody is judged lost for this long: after an outage all leases are gone at once."""
@@ -77,6 +77,7 @@ class Planner:
         change.event(Event(type="worker.lost", at=unix_ms(), worker=record.id))
         await change.commit(self._leadership)
         self._pace.forget(record.id)
+        self._recovery.forget_worker(record.id)
 
     async def _ask_for_voice(self) -> None:
         now_s = time.monotonic()
@@ -98,10 +99,12 @@ class Planner:
         held: list[Guild | Broadcast] = [*self._registry.guilds.values(), *self._registry.broadcasts.values()]
         for one in held:
             assigned[one.worker] = assigned.get(one.worker, 0) + 1
+        now_s = time.monotonic()
         return [
-            Room(worker.record.id, worker.record.headroom, worker.record.capacity, assigned.get(worker.record.id, 0))
+            Room(worker.record.id, worker.record.headroom, _held(worker.record), assigned.get(worker.record.id, 0))
             for worker in self._registry.workers.values()
             if worker.record.role == role and worker.leased and not worker.record.gone
+            if not self._recovery.is_full(worker.record.id, now_s)
         ]
 
     async def _place_sources(self) -> None:
@@ -175,6 +178,11 @@ class Planner:
                 change.put_guild(replace(guild, status=status))
                 change.event(guild_event(guild.spec, status, "guild.failed"))
             await change.commit(self._leadership)
+
+
+def _held(record: WorkerRecord) -> int:
+    """What a worker had taken up when it told its headroom."""
+    return record.capacity - record.headroom if record.stats.held is None else record.stats.held
 
 
 def _batches(items: list[Guild] | list[tuple[str, str]]) -> Iterator[list]:  # type: ignore[type-arg]

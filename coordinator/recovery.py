@@ -42,6 +42,8 @@ _NORMAL_CLOSE = 1000
 _NORMAL_CLOSE_WAIT_S = 3.0
 """Discord sends 1000 also where new credentials are on their way: those are better than asking."""
 _DISCONNECTED = "disconnected"
+FULL_FOR_S = 2.0
+"""So long a worker that refused a guild is given nothing: by then it has told what room it has, four times."""
 
 
 class Failure(NamedTuple):
@@ -119,6 +121,8 @@ class Recovery:
 
     def __init__(self) -> None:
         self._troubles: dict[GuildKey, _Trouble] = {}
+        self._full_until_s: dict[str, float] = {}
+        """Workers that refused a guild."""
 
     # what is asked of it
 
@@ -128,6 +132,10 @@ class Recovery:
             return True
         trouble = self._troubles.get(guild.key)
         return trouble is not None and (trouble.question_open or trouble.due_s > now_s)
+
+    def is_full(self, worker: str, now_s: float) -> bool:
+        """Whether a worker has just refused a guild, whatever room it told before."""
+        return self._full_until_s.get(worker, 0.0) > now_s
 
     def due_s(self, guild: Guild) -> float:
         """Since when a guild that is not held back may be tried: the order in which guilds have their turns."""
@@ -172,6 +180,10 @@ class Recovery:
         """The guild left."""
         self._troubles.pop(key, None)
 
+    def forget_worker(self, worker: str) -> None:
+        """The worker is lost."""
+        self._full_until_s.pop(worker, None)
+
     def renewed(self, guild: Guild, now_s: float) -> float:
         """The user asked for the guild anew, or brought credentials: no old delay holds that up, but for the cap.
 
@@ -190,7 +202,10 @@ class Recovery:
         return max(0.0, trouble.due_s - now_s)
 
     def failed(self, guild: Guild, failure: Failure, now_s: float, change: Change) -> None:
-        """A worker reported the end of a guild's connection."""
+        """A worker reported the end of a guild's connection, or that it has no room for it."""
+        if failure.code == ErrorCode.WORKER_FULL:
+            self._go_elsewhere(guild, failure, now_s, change)
+            return
         action = action_after(failure)
         known = self._troubles.get(guild.key)
         was_well = known is None or known.well_since_s is not None
@@ -276,6 +291,12 @@ class Recovery:
         change.event(guild_event(guild.spec, status))
 
     # what it does
+
+    def _go_elsewhere(self, guild: Guild, failure: Failure, now_s: float, change: Change) -> None:
+        """Have the guild placed anew at once: nothing was tried, so nothing failed. It waits where nobody has room."""
+        self._full_until_s[guild.worker] = now_s + FULL_FOR_S
+        status = GuildStatus(state="wanted", at=unix_ms(), code=failure.code, message=failure.message)
+        change.put_guild(replace(released(guild), status=status))
 
     def _begin_anew(self, key: GuildKey) -> None:
         """What comes next is no failure in a row; what was tried within ten minutes counts all the same."""

@@ -58,6 +58,7 @@ class ErrorCode(StrEnum):
     BROADCAST_UNKNOWN = "broadcast_unknown"
     GUILD_UNKNOWN = "guild_unknown"
     NO_WORKER = "no_worker"
+    WORKER_FULL = "worker_full"
     # sources
     SOURCE_NOT_FOUND = "source_not_found"
     SOURCE_FORBIDDEN = "source_forbidden"

@@ -30,6 +30,29 @@ def raise_file_limit() -> int:
     return hard
 
 
+def usable_cores(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> float:
+    """Cores that this process may use: its affinity, or less where a control group limits its CPU.
+
+    Source: sched_getaffinity(2); Linux, admin-guide/cgroup-v2, `cpu.max`.
+    """
+    cores = float(len(os.sched_getaffinity(0)))
+    try:
+        own = (proc / "self" / "cgroup").read_text().rpartition("0::/")[2].strip()
+    except OSError:
+        return cores
+    group = groups / own
+    for one in (group, *group.parents):
+        if not one.is_relative_to(groups):
+            break
+        try:
+            quota, period = (one / "cpu.max").read_text().split()
+        except (OSError, ValueError):
+            continue  # not limited, or a group of version 1
+        if quota != "max":
+            cores = min(cores, int(quota) / int(period))
+    return cores
+
+
 def cpu_ns(pid: int) -> int:
     """CPU time of a process, user and system; 0 when it is gone. Source: proc(5), /proc/pid/stat fields 14 and 15."""
     try:

@@ -160,8 +160,9 @@ class Settings(BaseSettings):
     fanout_workers: Annotated[int, Field(ge=0, le=256, description="Fan-out workers of this host.")] = 2
     encode_workers: Annotated[int, Field(ge=0, le=256, description="Encode workers of this host.")] = 1
     worker_capacity: Annotated[
-        int, Field(ge=1, le=20_000, description="Guilds (or sources) that one worker takes at most.")
-    ] = 1_000
+        int | None,
+        Field(ge=1, le=20_000, description="Guilds (or sources) that one worker takes at most; default: measured."),
+    ] = None
     region: Annotated[str, Field(max_length=32, description="Free word shown with this host's workers.")] = ""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Lowest level that is logged.")

@@ -9,6 +9,7 @@ import sys
 
 import msgspec
 
+from shared.cli.bench import bench_here
 from shared.cli.run import DEFAULT_SOURCE, Demo
 from shared.cli.schema import schema
 from shared.errors import EXIT_CONFIG, ConfigError
@@ -29,6 +30,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--source", default=str(DEFAULT_SOURCE), help="a file or an http(s) URL")
     run.add_argument("--guilds", type=_positive, default=100)
     run.add_argument("--duration", type=_positive, default=None, help="seconds; without it until Ctrl-C")
+    bench = commands.add_parser(
+        "bench", help="say how many guilds a core of this machine carries, and what limits them"
+    )
+    bench.add_argument("--here", action="store_true", required=True, help="measure on this machine alone")
+    bench.add_argument("--seconds", type=_positive, default=10, help="how long to measure")
     commands.add_parser("config", help="print the effective settings, secrets hidden")
     commands.add_parser("schema", help="print the JSON Schema of all records on Redis")
     return parser
@@ -43,6 +49,8 @@ def main() -> None:
         elif options.command == "config":
             for name, value in settings.shown().items():
                 sys.stdout.write(f"{PREFIX}{name.upper()} = {value}\n")
+        elif options.command == "bench":
+            sys.exit(bench_here(settings, options.seconds))
         else:
             demo = Demo(
                 settings,

@@ -102,11 +102,12 @@ class Demo:
             "GUILDCAST_NAMESPACE": keys.word,
             "GUILDCAST_FANOUT_WORKERS": str(FANOUT_WORKERS),
             "GUILDCAST_ENCODE_WORKERS": str(ENCODE_WORKERS),
-            "GUILDCAST_WORKER_CAPACITY": str(max(self._settings.worker_capacity, self._guilds)),
             "GUILDCAST_LOG_FORMAT": "json",
             "GUILDCAST_UDP_PORTS": self._settings.udp_ports,
             "GUILDCAST_UDP_SOCKETS": self._settings.udp_sockets,
         }
+        if self._settings.worker_capacity is not None:
+            environment["GUILDCAST_WORKER_CAPACITY"] = str(max(self._settings.worker_capacity, self._guilds))
         if self._media_dir is not None:
             environment["GUILDCAST_MEDIA_DIR"] = str(self._media_dir)
         pool = LocalPool(environment, LOGS)

@@ -105,6 +105,8 @@ class WorkerStats(Record, frozen=True, kw_only=True):
     """When they were read, on the worker's own monotonic clock."""
     guilds: int = 0
     sources: int = 0
+    held: int | None = None
+    """Guilds that the headroom told with this counts already; None: as many as it lacks to the capacity."""
     packets_sent: int = 0
     packets_dropped: int = 0
     ticks_skipped: int = 0

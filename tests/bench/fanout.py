@@ -1,12 +1,12 @@
-"""CPU per packet of a fan-out worker with its sender, with and without end-to-end encryption, beside bare `sendmmsg` of
-prebuilt packets in the same run.
+"""What a packet costs: CPU of a fan-out worker with its sender, by number of guilds, by encryption and by guilds per
+voice address, beside bare `sendmmsg` of prebuilt packets in the same run.
 
-    python -m tests.bench.fanout --guilds 1000
+    python -m tests.bench.fanout --guilds 250,500,1000,2000,4000
 
 Measured: user and system time of worker and sender over windows of steady play, everything included (stream reader,
-building, encryption, WebSockets, timers, sending), divided by the packets that left. Reference: a process that wakes
-for the same slots and sends prebuilt packets of the same size to the same number of addresses, in batches of the same
-size; its CPU is given twice: all of it, and inside `sendmmsg` alone. Medians of several windows. With end-to-end
+building, encryption, WebSockets, timers, sending), divided by the packets that the sender handed to the kernel. In
+turns with these windows, while the same pool is connected and idle, the floor: a process that wakes for the same slots
+and sends prebuilt packets of the same size to as many addresses, in batches of the same size. With end-to-end
 encryption each guild is a voice channel with one other member, of whom there is no more than a key package.
 """
 
@@ -15,215 +15,220 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import statistics
-import sys
-import tempfile
 import time
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal
 
-import msgspec
+from matplotlib.figure import Figure
 
-from shared.cli.pool import LocalPool
-from shared.cli.redis_server import RedisServer
-from shared.process import cpu_ns
-from shared.schema.records import WorkerStats
-from shared.store.client import Store, reach
-from shared.store.keys import Keys
-from shared.store.time_sync import begin_time
-from tests.emulator.client import EmulatorClient
-from tests.emulator.records import ChannelKind
-from tests.media.make_programme import PROGRAMME
+from shared.protocol.transport_crypto import XCHACHA
+from tests.bench.lateness import SenderFigures, quantiles_ms
+from tests.bench.pool import BenchPool
+from tests.bench.processes import exact_cpu_ns
+from tests.bench.results import Median, save, table
 
-RESULTS = Path(".run") / "bench"
+Way = Literal["AES-GCM", "XChaCha20", "AES-GCM and DAVE"]
+WAYS: tuple[Way, ...] = ("AES-GCM", "XChaCha20", "AES-GCM and DAVE")
+SIZES = (250, 500, 1_000, 2_000, 4_000)
+USUAL_SHARING = 8
+"""Guilds that share a voice address, where that is not what is varied."""
+LIMITS: dict[Way, float] = {"AES-GCM": 1.7, "XChaCha20": 1.8, "AES-GCM and DAVE": 2.1}
+"""Times the floor, at 2,000 guilds."""
+_COLUMNS = (
+    *("encryption", "guilds", "per address", "worker", "sender", "both", "floor", "x floor"),
+    *("p99.9 ms", "skipped", "lost"),
+)
+_AT_ONCE = 100
+_SETTLE_S = 1.5
+_QUIET_WITHIN_S = 30.0
+_QUIET_S = 0.5
 
 
-class Window(NamedTuple):
-    """One stretch of steady play."""
+@dataclass
+class Cell:
+    """Figures at one number of guilds, one a window: microseconds of CPU per packet."""
 
-    worker_us: float
-    sender_us: float
-    packets: int
+    way: Way
+    guilds: int
+    sharing: int
+    worker_us: list[float] = field(default_factory=list)
+    sender_us: list[float] = field(default_factory=list)
+    floor_us: list[float] = field(default_factory=list)
+    floor_inside_us: list[float] = field(default_factory=list)
+    p999_ms: list[float] = field(default_factory=list)
+    ticks_skipped: int = 0
+    listeners_lost: int = 0
+    """Packets that never came to the listeners, less those that the listening process had no room for."""
+
+    @property
+    def both_us(self) -> list[float]:
+        return [worker + sender for worker, sender in zip(self.worker_us, self.sender_us, strict=True)]
 
     @property
     def total_us(self) -> float:
-        return self.worker_us + self.sender_us
+        return Median.of(self.both_us).median
+
+    @property
+    def ratio(self) -> float:
+        """Times the floor."""
+        return self.total_us / Median.of(self.floor_us).median
+
+    def told(self) -> dict[str, object]:
+        return asdict(self) | {"total_us": self.total_us, "ratio": self.ratio}
 
 
-def _child_of(pid: int, word: str) -> int:
-    """The descendant of a process whose command line holds a word."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    for child in map(int, children):
-        command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-        if word.encode() in command:
-            return child
-        try:
-            return _child_of(child, word)
-        except LookupError:
-            continue
-    raise LookupError(f"no {word} below {pid}")
+async def measure(
+    way: Way, sizes: Sequence[int], *, sharing: int = USUAL_SHARING, windows: int = 3, window_s: float = 4.0
+) -> list[Cell]:
+    """One pool that grows from size to size.
+
+    Args:
+        way: encryption of all guilds.
+        sizes: numbers of guilds, rising.
+        sharing: guilds per voice address.
+    """
+    cells = []
+    async with BenchPool(sizes[-1], sample=4, endpoint_guilds=sharing) as pool:
+        joined = 0
+        for guilds in sizes:
+            await pool.broadcast()
+            await _join(pool, way, joined, guilds)
+            joined = guilds
+            cell = Cell(way, guilds, sharing)
+            for window in range(windows):
+                if window:
+                    await pool.broadcast()
+                    await pool.until_playing(guilds)
+                await _play(pool, cell, window_s)
+                await pool.jobs([{"type": "broadcast.stop", "broadcast": "bench"}])
+                await _until_quiet(pool)
+                await _floor(pool, cell, window_s)
+            cells.append(cell)
+    return cells
 
 
-async def _stats(store: Store, keys: Keys) -> WorkerStats:
-    for worker in await store.command("SMEMBERS", keys.workers):
-        fields = await store.command("HGETALL", keys.worker(worker))
-        if fields["role"] == "fanout":
-            return msgspec.json.decode(fields["stats"], type=WorkerStats)
-    raise LookupError("no fan-out worker")
+async def _join(pool: BenchPool, way: Way, first: int, last: int) -> None:
+    voices = await pool.voices(last - first, "voice" if way == "AES-GCM and DAVE" else "stage", first=first)
+    if way == "XChaCha20":
+        for at in range(0, len(voices), _AT_ONCE):
+            await asyncio.gather(
+                *(pool.discord.fault(voice.guild, "modes", modes=[XCHACHA]) for voice in voices[at : at + _AT_ONCE])
+            )
+    await pool.join(voices)
+    await pool.until_heard(last)
 
 
-async def _join(store: Store, keys: Keys, discord: EmulatorClient, guilds: int, kind: ChannelKind) -> None:
-    names = [(str(3 * 10**17 + n), str(4 * 10**17 + n)) for n in range(guilds)]
-    voices = await discord.issue(names, kind=kind, ghosts=1)
-    jobs: list[dict[str, object]] = [
-        {"type": "broadcast.start", "broadcast": "bench", "source": {"url": PROGRAMME.name, "loop": True}}
-    ]
-    for voice in voices:
-        credentials = {name: getattr(voice, name) for name in ("user_id", "session_id", "token", "endpoint")}
-        jobs.append(
-            {"type": "guild.join", "guild": voice.guild, "channel": voice.channel, "broadcast": "bench"}
-            | {"voice": credentials}
-        )
-    await store.pipeline(
-        [
-            ("XADD", keys.jobs, "*", "job", json.dumps({"v": 1, "id": str(number)} | job))
-            for number, job in enumerate(jobs)
-        ]
+async def _play(pool: BenchPool, cell: Cell, window_s: float) -> None:
+    (processes,) = pool.fanout()
+    sender = SenderFigures(processes.worker_pid)
+    await asyncio.sleep(_SETTLE_S)
+    await pool.discord.reset()
+    lateness, skipped = sender.lateness(), sum(stats.ticks_skipped for stats in await pool.stats())
+    packets, before = sender.sent, [exact_cpu_ns(pid) for pid in processes]
+    await asyncio.sleep(window_s)
+    packets, after = sender.sent - packets, [exact_cpu_ns(pid) for pid in processes]
+    cell.worker_us.append((after[0] - before[0]) / 1e3 / packets)
+    cell.sender_us.append((after[1] - before[1]) / 1e3 / packets)
+    cell.p999_ms.append(quantiles_ms(sender.lateness() - lateness)["p99.9"])
+    cell.ticks_skipped += sum(stats.ticks_skipped for stats in await pool.stats()) - skipped
+    report = await pool.discord.report()
+    cell.listeners_lost += max(0, report.lost - report.kernel_drops)
+
+
+async def _until_quiet(pool: BenchPool) -> None:
+    """Wait until no packet leaves. Raises: TimeoutError."""
+    (processes,) = pool.fanout()
+    sender = SenderFigures(processes.worker_pid)
+    async with asyncio.timeout(_QUIET_WITHIN_S):
+        before = -1
+        while before != (before := sender.sent):  # noqa: ASYNC110 - shared memory wakes nobody
+            await asyncio.sleep(_QUIET_S)
+
+
+async def _floor(pool: BenchPool, cell: Cell, window_s: float) -> None:
+    line = await pool.processes.start(
+        *("floor", "tests.bench.bare_sendmmsg"),
+        *("--guilds", str(cell.guilds), "--addresses", str(-(-cell.guilds // cell.sharing))),
+        *("--seconds", str(window_s)),
+        ready_line=True,
     )
+    await pool.processes.stop("floor")
+    found = json.loads(line)
+    cell.floor_us.append(found["all_us"])
+    cell.floor_inside_us.append(found["inside_us"])
 
 
-async def measure_worker(
-    guilds: int, windows: int, window_s: float, kind: ChannelKind = "stage"
-) -> tuple[list[Window], dict[str, object], list[float], list[float]]:
-    """Windows of the product, the listeners' report, and both readings of the floor."""
-    with RedisServer() as server, tempfile.TemporaryDirectory() as logs:
-        keys = Keys("bench")
-        store = Store(server.url)
-        await reach(store)
-        await begin_time(store, keys)
-        pool = LocalPool(
-            {
-                "GUILDCAST_REDIS_URL": server.url,
-                "GUILDCAST_NAMESPACE": keys.word,
-                "GUILDCAST_FANOUT_WORKERS": "1",
-                "GUILDCAST_WORKER_CAPACITY": str(guilds),
-                "GUILDCAST_MEDIA_DIR": str(PROGRAMME.parent),
-                "GUILDCAST_LOG_LEVEL": "warning",
-            },
-            Path(logs),
-        )
-        try:
-            ready = json.loads(await pool.start("emulator", "tests.emulator", "--sample", "32", ready_line=True))
-            await pool.start("coordinator", "coordinator")
-            await pool.start("supervisor", "worker", more={"GUILDCAST_TLS_CA_FILE": ready["ca_file"]})
-            async with EmulatorClient(ready["control"]) as discord:
-                await _join(store, keys, discord, guilds, kind)
-                await _until_playing(store, keys, discord, guilds, pool)
-                worker = _child_of(pool.processes["supervisor"].pid, "worker.fanout")
-                sender = _child_of(worker, "worker.fanout.sender")
-                await asyncio.sleep(window_s)
-                await discord.reset()
-                found = []
-                for _ in range(windows):
-                    before, packets = (cpu_ns(worker), cpu_ns(sender)), (await discord.report()).packets
-                    await asyncio.sleep(window_s)
-                    after = (cpu_ns(worker), cpu_ns(sender))
-                    count = (await discord.report()).packets - packets
-                    found.append(
-                        Window((after[0] - before[0]) / 1_000 / count, (after[1] - before[1]) / 1_000 / count, count)
-                    )
-                report = await discord.report(guilds=True)
-                addresses = sorted({row.endpoint for row in report.guild_rows or []})
-                stats = await _stats(store, keys)
-                await pool.stop("supervisor")
-                all_us, inside_us = await _floor(pool, guilds, len(addresses), windows, window_s)
-            told = {
-                "lost": report.lost,
-                "kernel_drops": report.kernel_drops,
-                "lateness_ms": msgspec.to_builtins(report.lateness_ms),
-                "ticks_skipped": stats.ticks_skipped,
-                "voice_addresses": len(addresses),
-            }
-            return found, told, all_us, inside_us
-        finally:
-            await pool.stop_all()
-            await store.close()
+def _draw(cells: list[Cell], sharing: list[Cell]) -> Callable[[Figure], None]:
+    def draw(figure: Figure) -> None:
+        by_size, by_sharing = figure.subplots(1, 2, width_ratios=(2, 1))
+        for way in WAYS:
+            some = [cell for cell in cells if cell.way == way]
+            by_size.plot([cell.guilds for cell in some], [cell.total_us for cell in some], "o-", label=way)
+        sizes = sorted({cell.guilds for cell in cells})
+        floors = [
+            Median.of([us for cell in cells if cell.guilds == size for us in cell.floor_us]).median for size in sizes
+        ]
+        by_size.plot(sizes, floors, "k:", label="bare sendmmsg")
+        by_size.set(xscale="log", xlabel="guilds of one worker", ylabel="us of CPU per packet", ylim=(0, None))
+        by_size.set_xticks(sizes, [str(size) for size in sizes])
+        by_size.legend()
+        by_size.set_title("worker and sender")
+        names = [_sharing_name(cell) for cell in sharing]
+        by_sharing.bar(names, [cell.total_us for cell in sharing], color="tab:blue")
+        by_sharing.plot(names, [Median.of(cell.floor_us).median for cell in sharing], "k_", markersize=40)
+        by_sharing.set_title(f"AES-GCM, {sharing[0].guilds} guilds" if sharing else "")
+        by_sharing.set_xlabel("guilds per voice address (line: bare)")
+
+    return draw
 
 
-async def _until_playing(store: Store, keys: Keys, discord: EmulatorClient, guilds: int, pool: LocalPool) -> None:
-    deadline = time.monotonic() + 120
-    while (await discord.report()).heard < guilds:
-        if time.monotonic() > deadline:
-            raise TimeoutError(pool.log_of("supervisor").read_text()[-2_000:])
-        await asyncio.sleep(0.5)
-    while (await _stats(store, keys)).guilds < guilds:  # noqa: ASYNC110 - a figure on Redis wakes nobody
-        await asyncio.sleep(0.5)
+def _sharing_name(cell: Cell) -> str:
+    return "all" if cell.sharing >= cell.guilds else str(cell.sharing)
 
 
-async def _floor(
-    pool: LocalPool, guilds: int, addresses: int, windows: int, window_s: float
-) -> tuple[list[float], list[float]]:
-    """Run the reference: microseconds per packet, all of it and inside `sendmmsg`."""
-    all_us, inside_us = [], []
-    for number in range(windows):
-        name = f"floor-{number}"
-        line = await pool.start(
-            *(name, "tests.bench.bare_sendmmsg"),
-            *("--guilds", str(guilds), "--addresses", str(addresses), "--seconds", str(window_s)),
-            ready_line=True,
-        )
-        found = json.loads(line)
-        await pool.stop(name)
-        all_us.append(found["all_us"])
-        inside_us.append(found["inside_us"])
-    return all_us, inside_us
+def _row(cell: Cell) -> list[object]:
+    return [
+        *(cell.way, cell.guilds, _sharing_name(cell)),
+        *(Median.of(cell.worker_us).median, Median.of(cell.sender_us).median, str(Median.of(cell.both_us))),
+        *(str(Median.of(cell.floor_us)), cell.ratio, Median.of(cell.p999_ms).median),
+        *(cell.ticks_skipped, cell.listeners_lost),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--guilds", type=int, default=1_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--guilds", default=",".join(map(str, SIZES)), help="numbers of guilds, with commas between")
+    parser.add_argument("--sharing-guilds", type=int, default=2_000, help="at which guilds per address are varied")
     parser.add_argument("--windows", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0)
     options = parser.parse_args()
-    kinds: dict[ChannelKind, str] = {"stage": "without DAVE", "voice": "with DAVE"}
-    floor_us: list[float] = []
-    inside_us: list[float] = []
-    windows: dict[ChannelKind, list[Window]] = {"stage": [], "voice": []}
-    told: dict[ChannelKind, list[dict[str, object]]] = {"stage": [], "voice": []}
-    # In turns: what else a machine does drifts over minutes, and must fall on both alike.
-    for kind in list(kinds) * options.rounds:
-        found, report, all_us, sendmmsg_us = asyncio.run(
-            measure_worker(options.guilds, options.windows, options.seconds, kind)
+    sizes = sorted(map(int, options.guilds.split(",")))
+    began_s = time.monotonic()
+    cells: list[Cell] = []
+    for way in WAYS:
+        cells += asyncio.run(measure(way, sizes, windows=options.windows, window_s=options.seconds))
+    sharing = [cell for cell in cells if cell.way == "AES-GCM" and cell.guilds == options.sharing_guilds]
+    for shared_by in (1, options.sharing_guilds) if options.sharing_guilds else ():
+        sharing += asyncio.run(
+            measure(
+                *("AES-GCM", [options.sharing_guilds]),
+                sharing=shared_by,
+                windows=options.windows,
+                window_s=options.seconds,
+            )
         )
-        windows[kind] += found
-        told[kind].append(report)
-        floor_us += all_us
-        inside_us += sendmmsg_us
-    totals: dict[str, float] = {}
-    results: dict[str, dict[str, object]] = {}
-    sys.stdout.write(f"fan-out, {options.guilds} guilds, AES-GCM: us of CPU per packet\n")
-    for kind, name in kinds.items():
-        worker = statistics.median(window.worker_us for window in windows[kind])
-        sender = statistics.median(window.sender_us for window in windows[kind])
-        total = totals[name] = statistics.median(window.total_us for window in windows[kind])
-        spread = max(window.total_us for window in windows[kind]) - min(window.total_us for window in windows[kind])
-        results[name] = {"worker_us": worker, "sender_us": sender, "total_us": total, "spread_us": spread}
-        results[name]["rounds"] = told[kind]
-        sys.stdout.write(f"  {name:14} worker {worker:5.2f}  sender {sender:5.2f}  both {total:5.2f}")
-        sys.stdout.write(f"  spread {spread:.2f}\n")
-        for report in told[kind]:
-            sys.stdout.write(f"  {'':14} {report}\n")
-    floor, inside = statistics.median(floor_us), statistics.median(inside_us)
-    sys.stdout.write(f"  bare sendmmsg   whole process {floor:.2f}, inside the call {inside:.2f}\n")
-    plain, dave = totals.values()
-    sys.stdout.write(
-        f"  without DAVE: {plain / floor:.2f} x the whole bare process, {plain / inside:.2f} x its calls\n"
+    sharing.sort(key=lambda cell: cell.sharing)
+    table(
+        f"fan-out: us of CPU per packet, medians of {options.windows} windows of {options.seconds:g} s"
+        f" ({time.monotonic() - began_s:.0f} s in all)",
+        _COLUMNS,
+        [_row(cell) for cell in [*cells, *(cell for cell in sharing if cell.sharing != USUAL_SHARING)]],
     )
-    sys.stdout.write(f"  with DAVE: {dave / plain:.2f} x without\n")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "fanout.json").write_text(
-        json.dumps({"guilds": options.guilds, "bare_us": floor, "bare_inside_us": inside, **results}, indent=1)
+    save(
+        "fanout",
+        {"cells": [cell.told() for cell in cells], "sharing": [cell.told() for cell in sharing]},
+        _draw(cells, sharing),
     )
 
 

@@ -17,7 +17,7 @@ import msgspec
 from shared.cli.pool import LocalPool
 from shared.cli.redis_server import RedisServer
 from shared.process import cpu_ns
-from shared.schema.records import WorkerStats
+from shared.schema.records import GuildStatus, WorkerStats
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
 from shared.store.time_sync import begin_time
@@ -26,6 +26,7 @@ from tests.emulator.records import ChannelKind, Voice
 from tests.media.make_programme import PROGRAMME
 
 _PLAYING_WITHIN_S = 180.0
+_WORKERS_WITHIN_S = 30.0
 _POLL_S = 0.25
 
 
@@ -41,7 +42,7 @@ class FanoutProcesses(NamedTuple):
 
 
 class BenchPool:
-    """`async with BenchPool(...) as pool`: Redis, local Discord, coordinator and one supervisor with its workers.
+    """`async with BenchPool(...) as pool`: Redis, local Discord, coordinator and supervisors with their workers.
 
     Args:
         capacity: guilds a fan-out worker may take.
@@ -49,6 +50,8 @@ class BenchPool:
         endpoint_guilds: guilds that share a voice address.
         sample: guilds whose packets the local Discord decrypts and keeps.
         settings: more `GUILDCAST_*`.
+        supervisors: for each its own settings; without, there is one.
+        coordinator: settings of the coordinator alone.
     """
 
     def __init__(
@@ -59,7 +62,11 @@ class BenchPool:
         endpoint_guilds: int = 8,
         sample: int = 32,
         settings: dict[str, str] | None = None,
+        supervisors: dict[str, dict[str, str]] | None = None,
+        coordinator: dict[str, str] | None = None,
     ) -> None:
+        self._supervisors = supervisors or {"supervisor": {}}
+        self._coordinator = coordinator
         self._settings = {
             "GUILDCAST_FANOUT_WORKERS": str(fanout_workers),
             "GUILDCAST_WORKER_CAPACITY": str(capacity),
@@ -92,8 +99,9 @@ class BenchPool:
             self.ca_file = Path(ready["ca_file"])
             self.discord = EmulatorClient(ready["control"])
             await self.discord.__aenter__()
-            await self.processes.start("coordinator", "coordinator")
-            await self.processes.start("supervisor", "worker", more={"GUILDCAST_TLS_CA_FILE": ready["ca_file"]})
+            await self.processes.start("coordinator", "coordinator", more=self._coordinator)
+            for name, more in self._supervisors.items():
+                await self.processes.start(name, "worker", more={"GUILDCAST_TLS_CA_FILE": ready["ca_file"]} | more)
         except BaseException:
             await self._close()
             raise
@@ -128,10 +136,15 @@ class BenchPool:
         source = source or {"url": PROGRAMME.name, "loop": True}
         await self.jobs([{"type": "broadcast.start", "broadcast": name, "source": source}])
 
-    async def voices(self, guilds: int, kind: ChannelKind = "voice", *, ghosts: int = 1, first: int = 0) -> list[Voice]:
-        """Voice credentials of so many guilds; each has ghosts to listen: key packages with nobody behind them."""
+    async def voices(
+        self, guilds: int, kind: ChannelKind = "voice", *, ghosts: int = 1, members: int = 0, first: int = 0
+    ) -> list[Voice]:
+        """Voice credentials of so many guilds; each has ghosts to listen: key packages with nobody behind them.
+
+        Members have somebody behind them: they can speak, and in sampled guilds they decrypt.
+        """
         names = [(str(3 * 10**17 + n), str(4 * 10**17 + n)) for n in range(first, first + guilds)]
-        return await self.discord.issue(names, kind=kind, ghosts=ghosts)
+        return await self.discord.issue(names, kind=kind, ghosts=ghosts, members=members)
 
     async def join(self, voices: Sequence[Voice], broadcast: str = "bench") -> None:
         """Have guilds joined and tuned."""
@@ -156,6 +169,12 @@ class BenchPool:
         await self.until_heard(guilds)
         return voices
 
+    async def until_workers(self, number: int) -> None:
+        """Wait until so many fan-out workers are there: who comes first is given everything. Raises: TimeoutError."""
+        async with asyncio.timeout(_WORKERS_WITHIN_S):
+            while len(await self.stats()) < number:  # noqa: ASYNC110 - figures on Redis wake nobody
+                await asyncio.sleep(_POLL_S)
+
     async def until_heard(self, guilds: int) -> None:
         """Wait until packets of so many guilds came, and until the workers' own figures say so.
 
@@ -164,14 +183,30 @@ class BenchPool:
         deadline_s = time.monotonic() + _PLAYING_WITHIN_S
         while (await self.discord.report()).heard < guilds or sum(one.guilds for one in await self.stats()) < guilds:
             if time.monotonic() > deadline_s:
-                raise TimeoutError(self.processes.log_of("supervisor").read_text()[-2_000:])
+                raise TimeoutError(self.log_end())
             await asyncio.sleep(_POLL_S)
+
+    async def until_playing(self, guilds: int) -> None:
+        """Wait until so many guilds that were heard before play again. Raises: TimeoutError."""
+        async with asyncio.timeout(_PLAYING_WITHIN_S):
+            await self.discord.reset()
+            while (await self.discord.report()).heard < guilds:  # noqa: ASYNC110 - a report wakes nobody
+                await asyncio.sleep(_POLL_S)
+
+    def log_end(self) -> str:
+        """What the supervisors and their workers logged last."""
+        return "".join(self.processes.log_of(name).read_text()[-2_000:] for name in self._supervisors)
 
     # figures
 
     async def stats(self) -> list[WorkerStats]:
         """What each fan-out worker told last; renewed twice a second."""
         return [stats for _, stats in await self._fanout_workers()]
+
+    async def held(self, voices: Sequence[Voice]) -> list[GuildStatus]:
+        """What the worker that holds each guild told of it last."""
+        commands = [("HGET", self.keys.guild("main", voice.guild), "status") for voice in voices]
+        return [msgspec.json.decode(told, type=GuildStatus) for told in await self.store.pipeline(commands)]
 
     async def _fanout_workers(self) -> list[tuple[str, WorkerStats]]:
         found = []
@@ -182,10 +217,14 @@ class BenchPool:
         return found
 
     def fanout(self) -> list[FanoutProcesses]:
-        """The fan-out workers' processes, the oldest first."""
-        supervisor = self.processes.processes["supervisor"].pid
-        workers = descendants(supervisor, "worker.fanout")
+        """The fan-out workers' processes, the oldest of each supervisor first."""
+        workers = self.below_supervisors("worker.fanout")
         return [FanoutProcesses(worker, descendants(worker, "worker.fanout.sender")[0]) for worker in workers]
+
+    def below_supervisors(self, module: str) -> list[int]:
+        """Process ids of all workers, senders or children that run a module."""
+        supervisors = [self.processes.processes[name].pid for name in self._supervisors]
+        return [pid for supervisor in supervisors for pid in descendants(supervisor, module)]
 
 
 def descendants(pid: int, module: str) -> list[int]:

@@ -59,7 +59,8 @@ def save(item: str, figures: Mapping[str, object], draw: Callable[[Figure], None
     RESULTS.mkdir(parents=True, exist_ok=True)
     where = machine()
     (RESULTS / f"{item}.json").write_text(json.dumps({"machine": where, **figures}, indent=1) + "\n")
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5))
     draw(figure)
+    figure.set_layout_engine("constrained", rect=(0, 0.03, 1, 0.97))  # room for the line below
     figure.text(0.99, 0.005, "  ".join(where.values()), ha="right", va="bottom", fontsize=6, color="gray")
     figure.savefig(RESULTS / f"{item}.png", dpi=110)

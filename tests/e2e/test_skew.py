@@ -5,37 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from tests.e2e.stack import Stack
-from tests.emulator.analysis import arrivals_ms, skew_percentiles
-from tests.emulator.records import Percentiles
 from tests.media.audio import PROGRAMME
+from tests.skew import (
+    SKEW_LIMIT_MS,
+    SKEW_WITHOUT_SLOT_LIMIT_MS,
+    TRUE_CLOCKS,
+    WRONG_CLOCKS,
+    Measured,
+    between,
+    heard_in,
+    hosts,
+    skew_of,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 GUILDS = 20
 PACKETS = 15 * 50
-SKEW_LIMIT_MS = 25.0
-SKEW_WITHOUT_SLOT_LIMIT_MS = 5.0
-NO_ERROR = "0,0"
-TRUE_CLOCKS = {"coordinator": NO_ERROR, "host a": NO_ERROR, "host b": NO_ERROR, "host c": NO_ERROR}
-WRONG_CLOCKS = {"coordinator": "3.2,200", "host a": "-7.5,-200", "host b": "11,150", "host c": NO_ERROR}
-"""Seconds and ppm. Hosts a and b have a fan-out worker each, host c has the encode worker."""
-
 CLOCKS = {"true": TRUE_CLOCKS, "wrong": WRONG_CLOCKS}
-
-
 WINDOW_NS = 5 * 1_000_000_000
-
-
-class Measured(NamedTuple):
-    """Skew over all pairs of guilds."""
-
-    skew_ms: Percentiles
-    without_slot_ms: Percentiles
 
 
 class Windows(NamedTuple):
@@ -43,18 +34,6 @@ class Windows(NamedTuple):
 
     whole: Measured
     pieces: list[Measured]
-
-
-def hosts(clocks: dict[str, str]) -> dict[str, dict[str, str]]:
-    roles = {"host a": (1, 0), "host b": (1, 0), "host c": (0, 1)}
-    return {
-        host: {
-            "GUILDCAST_FANOUT_WORKERS": str(fanout),
-            "GUILDCAST_ENCODE_WORKERS": str(encode),
-            "GUILDCAST_CLOCK_ERROR": clocks[host],
-        }
-        for host, (fanout, encode) in roles.items()
-    }
 
 
 async def measure(stack: Stack) -> Windows:
@@ -75,10 +54,7 @@ async def measure(stack: Stack) -> Windows:
     for guild, row in (await stack.heard(guilds)).items():
         (session,) = row.sessions
         assert not await stack.faults(session), guild
-    heard = []
-    for guild in guilds:
-        (recording,) = (await stack.packets(guild)).sessions
-        heard.append((np.asarray(recording.payload), np.asarray(recording.arrival_ns)))
+    heard = [heard_in(await stack.packets(guild)) for guild in guilds]
     begin_ns = max(int(arrivals[0]) for _, arrivals in heard)
     end_ns = min(int(arrivals[-1]) for _, arrivals in heard)
     pieces = [
@@ -86,20 +62,6 @@ async def measure(stack: Stack) -> Windows:
         for at_ns in range(begin_ns, end_ns - WINDOW_NS, WINDOW_NS)
     ]
     return Windows(skew_of(heard, slots), pieces)
-
-
-Heard = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Payload ids and arrivals in ns of one guild."""
-
-
-def between(heard: Heard, begin_ns: int, end_ns: int) -> Heard:
-    payloads, arrivals = heard
-    inside = (arrivals >= begin_ns) & (arrivals < end_ns)
-    return payloads[inside], arrivals[inside]
-
-
-def skew_of(heard: list[Heard], slots: list[float]) -> Measured:
-    return Measured(skew_percentiles(arrivals_ms(heard)), skew_percentiles(arrivals_ms(heard, slots)))
 
 
 @pytest.mark.parametrize("clocks", list(CLOCKS))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tests.emulator.payloads import SILENCE_ID
 from tests.emulator.records import Percentiles
+from tests.emulator.wire import SAMPLES_PER_TICK
 
 _SAMPLES_PER_SECOND = 48_000
 _NS_PER_SAMPLE = 1e9 / _SAMPLES_PER_SECOND
@@ -47,6 +48,16 @@ def lateness_ms(timestamp: NDArray[np.generic], arrival_ns: NDArray[np.generic],
     np.minimum.at(earliest, window, beyond_ns)
     late: Floats = (beyond_ns - earliest[window]) / _NS_PER_MS
     return late
+
+
+def gaps_ms(timestamp: NDArray[np.generic], arrival_ns: NDArray[np.generic]) -> Floats:
+    """Times between the arrivals of packets of successive ticks of one session.
+
+    Where ticks are missing there was a pause, or packets are lost: that is no gap, and is counted elsewhere.
+    """
+    steps = np.diff(unwrap_timestamps(timestamp))
+    gaps: Floats = np.diff(arrival_ns.astype(np.int64))[steps == SAMPLES_PER_TICK] / _NS_PER_MS
+    return gaps
 
 
 def arrivals_ms(

@@ -212,6 +212,7 @@ class GuildReport(msgspec.Struct, kw_only=True):
 class Report(msgspec.Struct, kw_only=True):
     """Answer of `GET /report`.
 
+    `gap_ms` are times between packets of successive ticks of one session.
     `unknown_ssrc` are RTP packets of no live session, `unreadable` short datagrams of unknown kind or sender,
     `kernel_drops` datagrams the emulator itself was too slow for: where there are any, `lost` is not the sender's.
     """
@@ -237,6 +238,7 @@ class Report(msgspec.Struct, kw_only=True):
     skew_ms: Percentiles
     spread_ms: Percentiles
     lateness_ms: Percentiles
+    gap_ms: Percentiles
     guild_rows: list[GuildReport] | None = None
 
 

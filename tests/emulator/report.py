@@ -47,6 +47,7 @@ class Timing:
     skew: Percentiles
     spread: Percentiles
     lateness: Percentiles
+    gap: Percentiles
 
 
 def copy_recordings(server: VoiceServer, recorder: Recorder) -> Recordings:
@@ -62,14 +63,16 @@ def copy_recordings(server: VoiceServer, recorder: Recorder) -> Recordings:
 
 
 def measure_timing(recordings: Recordings) -> Timing:
-    """Lateness over all guilds, skew and spread over the sampled ones."""
+    """Lateness and gaps over all guilds, skew and spread over the sampled ones."""
     lateness = [analysis.lateness_ms(each["timestamp"], each["arrival_ns"]) for each in recordings.sessions]
+    gaps = [analysis.gaps_ms(each["timestamp"], each["arrival_ns"]) for each in recordings.sessions]
     heard = [(_joined(guild, "payload"), _joined(guild, "arrival_ns")) for guild in recordings.sampled_guilds]
     table = analysis.arrivals_ms(heard)
     return Timing(
         skew=analysis.skew_percentiles(table),
         spread=analysis.percentiles(analysis.spread_ms(table)),
         lateness=analysis.percentiles(np.concatenate([np.zeros(0), *lateness])),
+        gap=analysis.percentiles(np.concatenate([np.zeros(0), *gaps])),
     )
 
 
@@ -94,6 +97,7 @@ def count(server: VoiceServer, recorder: Recorder, timing: Timing, *, with_guild
         skew_ms=timing.skew,
         spread_ms=timing.spread,
         lateness_ms=timing.lateness,
+        gap_ms=timing.gap,
         guild_rows=rows if with_guilds else None,
         **sums,
     )

@@ -238,6 +238,7 @@ async def test_what_is_sent_is_heard(bench: Bench, mode: str) -> None:
     assert (report.packets, report.audio_packets, report.decrypt_failed) == (55, 50, 0)
     assert measures(report) == (0, 0, 0, 0)
     assert report.lateness_ms.count == 55
+    assert report.gap_ms.count == 54
     packets = await bench.emulator.packets("1")
     (recorded,) = packets.sessions
     assert [packets.payloads[number] for number in recorded.payload] == frames + [SILENCE] * 5
@@ -739,6 +740,13 @@ def test_lateness_stands_a_different_order() -> None:
     assert late == pytest.approx([0, 0, 25, 0], abs=1e-3)
 
 
+def test_a_gap_is_between_successive_ticks() -> None:
+    """A tick that is missing makes no gap: that is a pause or a loss. Timestamps may wrap."""
+    timestamp, arrival_ns = arrivals([0, 0, 0, 0, 15, 0, 40])
+    kept = [0, 1, 3, 4, 5, 6]
+    assert analysis.gaps_ms(timestamp[kept], arrival_ns[kept]) == pytest.approx([20, 35, 5, 60], abs=1e-3)
+
+
 def heard(*pairs: tuple[int, float]) -> tuple[Any, Any]:
     """Payload ids and arrivals given in milliseconds."""
     ids = np.array([number for number, _ in pairs], np.int32)
@@ -784,3 +792,4 @@ def test_nothing_measured_is_told_as_nothing() -> None:
     table = analysis.arrivals_ms([(empty, empty), (empty, empty)])
     assert analysis.skew_percentiles(table).p50 is None
     assert analysis.percentiles(analysis.lateness_ms(empty, empty)).count == 0
+    assert analysis.percentiles(analysis.gaps_ms(empty, empty)).count == 0

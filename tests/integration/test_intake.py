@@ -68,7 +68,8 @@ class Pool:
     @asynccontextmanager
     async def taking(self) -> AsyncIterator[asyncio.Task[None]]:
         effects = JobEffects(self.registry, self.leadership, VoiceSeal(SEAL_KEY), Recovery())
-        intake = Intake(self.store, self.reader, self.registry, self.leadership, effects, asyncio.Lock())
+        self.changing = asyncio.Lock()
+        intake = Intake(self.store, self.reader, self.registry, self.leadership, effects, self.changing)
         keeping = asyncio.create_task(self.leadership.keep())
         task = asyncio.create_task(intake.run())
         try:
@@ -95,6 +96,8 @@ class Pool:
                 if task.done():
                     task.result()
                 await asyncio.sleep(0.002)
+            async with self.changing:
+                pass  # the last change stands on Redis; now the mirror has it, too
 
     async def status(self, job_id: str) -> tuple[str, str]:
         """State and code of a job."""

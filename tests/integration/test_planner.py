@@ -14,7 +14,7 @@ import pytest
 from coordinator import planner as planner_module
 from coordinator.election import Leadership
 from coordinator.planner import IDENTIFIES_AT_ONCE, Planner
-from coordinator.recovery import Failure, Recovery
+from coordinator.recovery import ATTEMPTS, FULL_FOR_S, Failure, Recovery
 from coordinator.registry import Broadcast, Change, Guild, Registry
 from shared.clock import LocalClock
 from shared.errors import LeaseLost
@@ -213,6 +213,97 @@ async def test_no_worker_is_given_more_than_it_takes(pool: Pool) -> None:
     await pool.worker("b", capacity=5)
     await planner.step()
     assert pool.loads() == {"a": 5, "b": 3}
+
+
+async def test_guilds_go_where_most_headroom_is(pool: Pool) -> None:
+    """Not where fewest guilds are: what they cost differs, and the worker knows."""
+    planner = await pool.lead()
+    dear, cheap = await pool.worker("a"), await pool.worker("b")
+    await dear.renew(2, WorkerStats(held=30))
+    await cheap.renew(50, WorkerStats(held=50))
+    await pool.guilds(10)
+    await planner.step()
+    assert pool.loads() == {"b": 10}
+
+
+async def test_headroom_that_costs_brought_down_is_not_given_twice(pool: Pool) -> None:
+    """What was given is subtracted until the worker counts it, also where it has less room than its capacity says."""
+    planner = await pool.lead()
+    member = await pool.worker("a", capacity=1_000)
+    await member.renew(5, WorkerStats(held=0))
+    for first in (0, 4, 8):
+        await pool.guilds(4, first=first)
+        await planner.step()
+    assert pool.loads() == {"a": 5, "": 7}
+    await member.renew(2, WorkerStats(held=5))
+    await planner.step()
+    assert pool.loads() == {"a": 7, "": 5}
+
+
+async def test_guilds_are_not_given_to_a_worker_without_headroom(pool: Pool) -> None:
+    """Whatever its capacity: they go to another, or wait until it has room again."""
+    planner = await pool.lead()
+    full = await pool.worker("a")
+    await full.renew(0, WorkerStats(held=0))
+    await pool.worker("b", capacity=2)
+    await pool.guilds(3)
+    await planner.step()
+    assert pool.loads() == {"b": 2, "": 1}
+    await full.renew(10, WorkerStats(held=0))
+    await planner.step()
+    assert pool.loads() == {"b": 2, "a": 1}
+
+
+async def refuse(pool: Pool, now_s: float) -> None:
+    """Every worker tells that it has no room for what it was given."""
+    change = Change(pool.registry)
+    for guild in list(pool.registry.guilds.values()):
+        if guild.worker:
+            pool.recovery.failed(guild, Failure("worker_full"), now_s, change)
+    await change.commit(pool.leadership)
+
+
+async def test_a_guild_that_was_refused_goes_to_another_worker_at_once(pool: Pool) -> None:
+    """The one that refused is given nothing meanwhile, whatever room it told before."""
+    planner = await pool.lead()
+    await pool.worker("a", capacity=50)
+    await pool.worker("b", capacity=10)
+    await pool.guilds(1)
+    await planner.step()
+    assert pool.loads() == {"a": 1}
+    (first,) = pool.registry.guilds.values()
+    await refuse(pool, time.monotonic())
+    assert await pool.wants("a") == {}
+    await planner.step()
+    (second,) = pool.registry.guilds.values()
+    assert (second.worker, second.generation > first.generation) == ("b", True)
+
+
+async def test_a_guild_that_all_refuse_waits_and_is_placed_when_there_is_room(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so once, nobody is asked in between, and however often: no attempt is used up."""
+    monkeypatch.setattr(planner_module, "_TOLD_AFTER_MS", -1)
+    planner = await pool.lead()
+    await pool.worker("a")
+    await pool.guilds(1)
+    for _ in range(2 * ATTEMPTS):
+        await planner.step()
+        assert pool.loads() == {"a": 1}
+        await refuse(pool, time.monotonic() - FULL_FOR_S)  # long enough ago to try again at once
+    await planner.step()
+    await refuse(pool, time.monotonic())
+    for _ in range(3):
+        await planner.step()
+        assert pool.loads() == {"": 1}
+    (guild,) = pool.registry.guilds.values()
+    assert guild.status is not None
+    assert (guild.status.state, guild.status.code) == ("wanted", "no_worker")
+    (told,) = [event for event in await pool.events() if event.type == "guild.failed"]
+    assert told.code == "no_worker"
+    await pool.worker("b")
+    await planner.step()
+    assert pool.loads() == {"b": 1}
 
 
 async def test_without_workers_guilds_wait_and_are_placed_later(pool: Pool) -> None:

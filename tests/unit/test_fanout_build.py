@@ -16,6 +16,7 @@ from shared.errors import VoiceError
 from shared.protocol.transport_crypto import AES_GCM, MODES, XCHACHA, open_packet
 from worker.fanout.build import Builder, Lane, Target
 from worker.fanout.rows import LAYOUT, RING_TICKS, RowTable
+from worker.fanout.scratch import BLOCK_TICKS
 
 ROWS = 4
 SILENCE = b"\xf8\xff\xfe"
@@ -56,7 +57,7 @@ class Connection:
         table, ring = self._rig.table, tick % RING_TICKS
         if table.due[ring, self.row] != tick:
             return None
-        data = table.packets[ring, self.row, : table.length[ring, self.row]].tobytes()
+        data = table.packets[self.row, ring, : table.length[ring, self.row]].tobytes()
         flags, payload_type, sequence, timestamp, ssrc = struct.unpack(">BBHII", data[:12])
         assert (flags, payload_type) == (0x80, 120)
         header, sealed, suffix = data[:12], data[12:-4], data[-4:]
@@ -502,7 +503,7 @@ def test_a_nearly_spent_counter_is_told_in_time(rig: Rig) -> None:
     one, other = rig.connect(ssrc=1), rig.connect(ssrc=2)
     rig.play(START)
     assert rig.builder.worn_out() == []
-    rig.builder._nonce_counters[other.row] = 2**32 - 50 * 3_600
+    rig.builder._nonces[other.row] = 2**32 - 50 * 3_600
     assert rig.builder.worn_out() == [other.row]
     rig.play(START + 1)
     assert one.must(START + 1).counter < other.must(START + 1).counter
@@ -535,5 +536,88 @@ def test_building_leaves_nothing_behind_in_other_rows(rig: Rig) -> None:
     others = np.arange(ROWS) != connection.row
     rig.play(START)
     ring = START % RING_TICKS
-    assert not rig.table.packets[:, others].any()
-    assert not rig.table.packets[ring, connection.row, rig.table.length[ring, connection.row] :].any()
+    assert not rig.table.packets[others].any()
+    assert not rig.table.packets[connection.row, ring, rig.table.length[ring, connection.row] :].any()
+
+
+# blocks
+
+
+def known_to(tick: int) -> Lane:
+    """A lane that knows what it plays up to a tick."""
+    return Lane(lambda at: b"frame %d" % at, lambda _first, last: min(last, tick))
+
+
+def built(rig: Rig, connection: Connection) -> list[int]:
+    """Ticks for which packets of a connection stand in the shared memory."""
+    return sorted(int(tick) for tick in rig.table.due[:, connection.row] if tick >= START)
+
+
+def test_rows_are_built_a_block_at_a_time_and_never_all_at_once(rig: Rig) -> None:
+    """After the first time, each tick builds another row, for all ticks of a block."""
+    lane = known_to(START + 1_000)
+    rig.builder.lanes.append(lane)
+    connections = [rig.connect(ssrc=number, tuned=False) for number in range(ROWS)]
+    for connection in connections:
+        rig.builder.tune(connection.row, lane)
+    rig.builder.build(START)
+    for tick in span(1, 8):
+        before = [len(built(rig, connection)) for connection in connections]
+        rig.builder.build(tick)
+        grown = [len(built(rig, one)) - count for one, count in zip(connections, before, strict=True)]
+        assert sorted(grown) == [0, 0, 0, BLOCK_TICKS]
+        assert all(one.must(tick).frame == b"frame %d" % tick for one in connections)
+
+
+def test_a_block_ends_where_nobody_knows_what_comes(rig: Rig) -> None:
+    """What is not there yet may still come: it is waited for until the last moment."""
+    lane = known_to(START + 1)
+    rig.builder.lanes.append(lane)
+    connections = [rig.connect(ssrc=number, tuned=False) for number in range(ROWS)]
+    for connection in connections:
+        rig.builder.tune(connection.row, lane)
+    rig.builder.build(START)
+    assert {max(built(rig, connection)) for connection in connections} <= {START, START + 1}
+    rig.builder.build(START + 1)
+    assert {max(built(rig, connection)) for connection in connections} == {START + 1}
+
+
+def test_frames_are_encrypted_anew_under_new_keys_where_there_is_time(rig: Rig) -> None:
+    """A newcomer has no keys of the time before; whoever was there misses nothing, and no nonce comes twice."""
+    connection = rig.connect(tuned=False)
+    lane = known_to(START + 1_000)
+    rig.builder.lanes.append(lane)
+    rig.builder.protect(connection.row, lambda frame: b"old " + frame)
+    rig.builder.tune(connection.row, lane)
+    rig.builder.build(START, START + 4)
+    before = {tick: connection.must(tick) for tick in built(rig, connection)}
+    rig.sent(START)
+    rig.builder.protect(connection.row, lambda frame: b"new " + frame)
+    rig.builder.build(START + 1, START + 5, START + 1)
+    after = [connection.must(tick) for tick in span(1, 5)]
+    assert [packet.frame[:3] for packet in after] == [b"new"] * 5
+    assert [packet.sequence for packet in after] == [(before[START].sequence + 1 + n) % 2**16 for n in range(5)]
+    assert min(packet.counter for packet in after) > max(packet.counter for packet in before.values())
+
+
+def test_who_begins_does_not_race_the_sender(rig: Rig) -> None:
+    """A row that goes on may be built in the last moment, one that begins has until a later tick."""
+    going_on, beginning = rig.connect(ssrc=1), rig.connect(ssrc=2, tuned=False)
+    rig.frames.update(dict.fromkeys(span(0, 10), b"x"))
+    rig.builder.build(START)
+    rig.builder.tune(beginning.row, rig.lane)
+    rig.builder.build(START + 1, START + 4, START + 3)
+    assert built(rig, going_on) == list(span(0, 5))
+    assert built(rig, beginning) == list(span(3, 2))
+
+
+def test_what_is_built_too_late_is_counted(rig: Rig) -> None:
+    """A packet for a tick that the sender is through with never leaves: that must show."""
+    rig.connect()
+    rig.play(START)
+    rig.sent(START + 3)
+    rig.frames.update(dict.fromkeys(span(1, 5), b"x"))
+    rig.builder.build(START + 1, START + 5)
+    assert rig.builder.ticks_missed == 3
+    rig.builder.build(START + 6)
+    assert rig.builder.ticks_missed == 3

@@ -107,6 +107,13 @@ def test_a_cut_voids_gaps_above_it_and_shortens_those_across_it() -> None:
     assert played(paused, 0, 12) == "ab||X???????"
 
 
+def test_what_is_known_ends_at_a_hole_and_not_at_a_gap() -> None:
+    """A flagged gap is known to be silent; what is missing may still come."""
+    filled = ring(entry(1, 10, *"abc"), entry(1, 15, *"de", flags=Flags.PAUSED))
+    assert [filled.known_until(first, 30) for first in (5, 10, 12, 13, 14, 16)] == [12, 12, 12, 13, 30, 30]
+    assert filled.known_until(10, 11) == 11
+
+
 def test_what_was_played_is_forgotten() -> None:
     """Frames before an index go; the rest stays; what is gone is before the start and not missing."""
     filled = ring(entry(1, 0, *"abc", flags=Flags.GAP), entry(1, 5, *"defg"))

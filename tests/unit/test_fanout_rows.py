@@ -17,8 +17,8 @@ from worker.fanout.rows import (
 )
 
 FIELDS = (
-    *("head", "counters", "lateness", "taken_tick", "sent_tick", "active", "slot", "socket", "address"),
-    *("due", "length", "packets"),
+    *("head", "counters", "lateness", "taken_tick", "sent_tick"),
+    *("active", "slot", "socket", "address", "due", "length", "packets"),
 )
 
 
@@ -45,7 +45,7 @@ def test_memory_begins_empty() -> None:
 def test_every_row_has_room_for_the_longest_packet_on_each_tick_of_the_ring() -> None:
     """Opus 1275, header 12, tag 16, nonce 4, and end-to-end encryption."""
     table = RowTable(2)
-    assert table.packets.shape == (RING_TICKS, 2, PACKET_BYTES)
+    assert table.packets.shape == (2, RING_TICKS, PACKET_BYTES)
     assert PACKET_BYTES >= 1_275 + 12 + 16 + 4 + 25
     table.close()
 

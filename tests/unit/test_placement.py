@@ -11,7 +11,7 @@ from coordinator.placement import Pace, Room, place
 
 _rooms = st.lists(
     st.builds(
-        lambda capacity, headroom, assigned: (min(headroom, capacity), capacity, assigned),
+        lambda headroom, held, assigned: (headroom, held, assigned),
         st.integers(0, 40),
         st.integers(0, 40),
         st.integers(0, 50),
@@ -21,7 +21,7 @@ _rooms = st.lists(
 
 
 def empty(worker: str, capacity: int) -> Room:
-    return Room(worker, capacity, capacity, 0)
+    return Room(worker, headroom=capacity, held=0, assigned=0)
 
 
 def test_items_are_spread_evenly_over_equal_workers() -> None:
@@ -32,7 +32,7 @@ def test_items_are_spread_evenly_over_equal_workers() -> None:
 
 def test_the_emptiest_worker_is_filled_first() -> None:
     """The next item goes where most room is, until rooms are level."""
-    placed = place(range(6), [Room("full", 2, 10, 8), Room("empty", 6, 10, 4)])
+    placed = place(range(6), [Room("full", 2, 8, 8), Room("empty", 6, 4, 4)])
     assert Counter(placed.values()) == {"empty": 5, "full": 1}
 
 
@@ -44,14 +44,20 @@ def test_items_that_fit_nowhere_are_left_out() -> None:
 
 def test_what_was_assigned_and_not_counted_yet_takes_room() -> None:
     """Between two renewals a worker's headroom is old: what was given to it meanwhile counts at once."""
-    assert Room("w", headroom=10, capacity=10, assigned=0).free == 10
-    assert Room("w", headroom=10, capacity=10, assigned=7).free == 3
-    assert Room("w", headroom=3, capacity=10, assigned=7).free == 3
+    assert Room("w", headroom=10, held=0, assigned=0).free == 10
+    assert Room("w", headroom=10, held=0, assigned=7).free == 3
+    assert Room("w", headroom=3, held=7, assigned=7).free == 3
 
 
-def test_headroom_below_what_was_assigned_is_believed() -> None:
-    """A worker that feels fuller than its number of guilds says gets no more than it offers."""
-    assert Room("w", headroom=1, capacity=10, assigned=2).free == 1
+def test_headroom_is_believed_whatever_the_number_of_guilds() -> None:
+    """A worker whose guilds cost more than they were thought to gets what it offers, less what is on its way."""
+    assert Room("w", headroom=1, held=2, assigned=2).free == 1
+    assert Room("w", headroom=10, held=50, assigned=58).free == 2
+
+
+def test_guilds_that_leave_make_no_room_before_they_are_gone() -> None:
+    """A worker may hold more than it is assigned; its headroom counts those, and nothing is added for them."""
+    assert Room("w", headroom=3, held=7, assigned=5).free == 3
 
 
 def test_nobody_is_given_anything_without_workers() -> None:
@@ -74,7 +80,7 @@ def test_no_room_is_overfilled_and_no_item_waits_while_there_is_room(rooms: list
 @given(_rooms, st.integers(0, 60), st.integers(0, 60))
 def test_two_passes_before_a_renewal_fill_no_more_than_one(rooms: list[Room], first: int, second: int) -> None:
     """What the first pass gave counts in the second, though no worker has told of it."""
-    fresh = [room._replace(assigned=room.capacity - room.headroom) for room in rooms]
+    fresh = [room._replace(assigned=room.held) for room in rooms]
     load = Counter(place(range(first), fresh).values())
     later = [room._replace(assigned=room.assigned + load[room.worker]) for room in fresh]
     load += Counter(place(range(second), later).values())
@@ -84,11 +90,24 @@ def test_two_passes_before_a_renewal_fill_no_more_than_one(rooms: list[Room], fi
 
 @given(_rooms, st.integers(0, 100))
 def test_what_is_left_is_level(rooms: list[Room], number: int) -> None:
-    """A worker that was given something is not left with less room than another, but for one."""
+    """A worker that was given something has no smaller part of its room left than another, but for one item."""
     load = Counter(place(range(number), rooms).values())
-    left = {room.worker: room.free - load[room.worker] for room in rooms if room.free > 0}
+    open_rooms = {room.worker: room for room in rooms if room.free > 0}
+    left = {name: (room.free - load[name]) / room.whole for name, room in open_rooms.items()}
     for worker in load:
-        assert max(left.values()) - left[worker] <= 1
+        assert left[worker] + 1 / open_rooms[worker].whole >= max(left.values()) - 1e-9
+
+
+def test_workers_that_differ_a_little_are_given_the_same() -> None:
+    """A few guilds do not all go to the one that measured itself best."""
+    placed = place(range(60), [empty("a", 1_247), empty("b", 1_326)])
+    assert sorted(Counter(placed.values()).values()) == [29, 31]
+
+
+def test_a_larger_worker_is_given_more() -> None:
+    """All are filled to the same part."""
+    placed = place(range(110), [empty("small", 100), empty("large", 1_000)])
+    assert Counter(placed.values()) == {"small": 10, "large": 100}
 
 
 def test_a_worker_is_given_no_more_than_its_share_at_once() -> None:

@@ -16,6 +16,7 @@ from coordinator.recovery import (
     ANSWER_WITHIN_MS,
     ATTEMPTS,
     ATTEMPTS_WITHIN_S,
+    FULL_FOR_S,
     LONG_RETRY_S,
     QUESTIONS_OPEN,
     Failure,
@@ -189,6 +190,43 @@ def test_every_close_code_has_its_action(close_code: int, action: Action) -> Non
 def test_every_error_without_a_close_has_its_action(code: str, action: Action) -> None:
     """Where nobody closed, the error's code decides."""
     assert action_after(Failure(code)) is action
+
+
+def test_a_guild_that_a_full_worker_refused_is_given_to_another_at_once() -> None:
+    """Nothing was tried, so nothing failed: no delay, no attempt, the same credentials, and no word of ours."""
+    scene = Scene()
+    for _ in range(5 * ATTEMPTS):
+        scene.step()
+        assert scene.fail(None, "worker_full", "full") == []
+        assert (scene.guild.worker, scene.guild.generation, scene.guild.spec.voice) == ("", 0, VOICE)
+        assert (scene.status.state, scene.status.code, scene.held_s) == ("wanted", "worker_full", 0.0)
+    scene.step()
+    scene.fail(4006)
+    assert scene.held_s == 0.0  # its first failure, for which new credentials are asked at once
+
+
+def test_a_refusal_does_not_mend_a_guild_in_trouble() -> None:
+    """What failed before it still counts."""
+    scene = Scene()
+    scene.fail(4015)
+    scene.due()
+    scene.fail(None, "worker_full")
+    scene.step()
+    scene.fail(4015)
+    assert scene.held_s > 1.0  # the second in a row
+
+
+def test_a_worker_that_refused_is_full_for_a_while() -> None:
+    """Until it has told anew what room it has; of one that is lost nothing is kept."""
+    scene = Scene()
+    scene.step()
+    worker = scene.guild.worker
+    scene.fail(None, "worker_full")
+    assert scene.recovery.is_full(worker, scene.now_s + FULL_FOR_S - 0.1)
+    assert not scene.recovery.is_full(worker, scene.now_s + FULL_FOR_S)
+    assert not scene.recovery.is_full("another", scene.now_s)
+    scene.recovery.forget_worker(worker)
+    assert not scene.recovery.is_full(worker, scene.now_s)
 
 
 @pytest.mark.parametrize("close_code", with_action(Action.RESUME))

@@ -23,7 +23,7 @@ def main() -> None:
     raise_file_limit()
 
     async def work(settings: Settings, stop: asyncio.Event) -> None:
-        capacity = min(_SOURCES_PER_WORKER, settings.worker_capacity)
+        capacity = min(_SOURCES_PER_WORKER, settings.worker_capacity or _SOURCES_PER_WORKER)
         record = WorkerRecord(
             id=identity.id,
             name=identity.name,

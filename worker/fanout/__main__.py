@@ -10,7 +10,8 @@ from shared.main import run_process
 from shared.process import die_with_parent, raise_file_limit
 from shared.schema.records import WorkerRecord
 from shared.settings import Settings
-from worker.fanout.app import FanoutWorker, capacity_within
+from worker.fanout.app import FanoutWorker
+from worker.fanout.capacity import admission_of
 from worker.identity import host_name, read_identity
 from worker.voice.library_log import LibraryLog
 
@@ -22,17 +23,17 @@ def main() -> None:
     LibraryLog("dave").install()
 
     async def work(settings: Settings, stop: asyncio.Event) -> None:
-        capacity = capacity_within(files, settings.worker_capacity)
+        admission = await admission_of(settings, files)
         record = WorkerRecord(
             id=identity.id,
             name=identity.name,
             role="fanout",
             host=host_name(),
             region=settings.region,
-            capacity=capacity,
-            headroom=capacity,
+            capacity=admission.capacity,
+            headroom=admission.capacity,
         )
-        await FanoutWorker(settings, record, identity.ports).run(stop)
+        await FanoutWorker(settings, record, identity.ports, admission).run(stop)
 
     run_process("fanout", identity.name, work)
 

@@ -9,8 +9,8 @@ import time
 
 import aiohttp
 
-from shared.clock import NS_PER_MS, NS_PER_S, CommonClock, LocalClock
-from shared.errors import StoreError
+from shared.clock import NS_PER_MS, NS_PER_S, CommonClock, LocalClock, unix_ms
+from shared.errors import ErrorCode, StoreError
 from shared.logs import get_logger
 from shared.schema.event import EventType, guild_event
 from shared.schema.records import GuildStatus, GuildWant, WorkerRecord, WorkerStats
@@ -19,6 +19,7 @@ from shared.settings import Settings, parse_clock_error
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
 from shared.store.time_sync import TimeSync
+from worker.fanout.admission import Admission, Reading
 from worker.fanout.build import Builder
 from worker.fanout.grid import TICK_NS, tick_at
 from worker.fanout.guild import GuildSession
@@ -32,7 +33,9 @@ from worker.voice.commons import VoiceShared
 from worker.voice.turns import Turns
 
 AHEAD_TICKS = 4
-"""Packets are built 60 to 80 ms before they leave."""
+"""Packets are built at least 60 to 80 ms before they leave, most of them in blocks and so up to 60 ms sooner."""
+BEGIN_TICKS = 2
+"""Whoever begins, or begins anew under other keys, is heard this soon; less would be a race with the sender."""
 LATE_NS = (AHEAD_TICKS - 1) * TICK_NS
 """A pace that was held up for longer misses ticks."""
 _PAST_THE_TICK_NS = NS_PER_MS
@@ -44,8 +47,6 @@ _GC_THRESHOLDS = (20_000, 20, 50)
 """Connections live long and packets leave no garbage: collect rarely."""
 _FLUSH_WITHIN_S = 0.5
 _SPARE_ROWS = 16
-_SPARE_FILES = 128
-_FILES_PER_GUILD = 2
 
 
 class FanoutWorker:
@@ -54,9 +55,10 @@ class FanoutWorker:
     Args:
         record: id, name, role, host and capacity.
         ports: UDP ports dealt to this worker, an empty range for any.
+        admission: knows how many guilds the worker can take.
     """
 
-    def __init__(self, settings: Settings, record: WorkerRecord, ports: range) -> None:
+    def __init__(self, settings: Settings, record: WorkerRecord, ports: range, admission: Admission) -> None:
         self._settings = settings
         self._keys = Keys(settings.namespace)
         self._clock = CommonClock(LocalClock(*parse_clock_error(settings.clock_error)))
@@ -68,7 +70,7 @@ class FanoutWorker:
         )
         self._membership = Membership(self._store, self._keys, record, self._clock.local)
         self._reporter = Reporter(self._membership)
-        self._capacity = record.capacity
+        self._admission = admission
         # A row that was given back rests for a second: a full worker needs some to renew its sessions.
         self._table = RowTable(record.capacity + max(_SPARE_ROWS, record.capacity // 8))
         self._builder = Builder(self._table)
@@ -88,6 +90,8 @@ class FanoutWorker:
         )
         self._voice = VoiceShared(http, tls, Turns(SPARE_NS_PER_TICK), dave_required=settings.dave_required)
         self._wants: dict[str, GuildWant] = {}
+        self._refused: dict[str, int] = {}
+        """Generations of guilds that came when there was no room: given to others by now, so never taken up here."""
         self._sessions: dict[str, GuildSession] = {}
         self._changing: set[str] = set()
         """Guilds whose last session is saying goodbye."""
@@ -95,6 +99,10 @@ class FanoutWorker:
         self._ending: set[asyncio.Task[None]] = set()
         self._programmes: dict[str, Programme] = {}
         self._ticks_skipped = 0
+        self._sessions_opened = 0
+        self._overloaded = False
+        self._least_lead = AHEAD_TICKS
+        """Ticks that were built ahead when the pace came to the next, at least, since the last renewal."""
         self._held_back = False
         """After a stop longer than the lease nothing is built until `want` was read again."""
 
@@ -121,7 +129,7 @@ class FanoutWorker:
                 ]
                 gc.freeze()
                 gc.set_threshold(*_GC_THRESHOLDS)
-                get_logger().info("worker.started", capacity=self._capacity)
+                get_logger().info("worker.started", capacity=self._admission.capacity)
                 await stop.wait()
                 for task in others:
                     task.cancel()
@@ -173,12 +181,16 @@ class FanoutWorker:
                 get_logger().warning("pace.late", by_ms=(local_ns - last_seen_ns) // NS_PER_MS)
             last_seen_ns = local_ns
             due = tick_at(now_ns)
+            if builder.last_tick:
+                self._least_lead = min(self._least_lead, builder.last_tick - due)
             if not self._held_back:
                 self._build_until(due)
             self._voice.turns.refill()
             if due >= beat_at_tick:
                 beat_at_tick = due + _BEAT_TICKS
-                self._membership.beat(self._headroom(), self._stats())
+                stats = self._stats()
+                self._look_at_load(stats)
+                self._membership.beat(self._admission.headroom(self._held), stats)
                 for row in builder.worn_out():
                     self._renew_session_of(row)
             await asyncio.sleep(((due + 1) * TICK_NS + _PAST_THE_TICK_NS - self._clock.now_ns()) / NS_PER_S)
@@ -189,12 +201,14 @@ class FanoutWorker:
             if builder.last_tick:
                 self._ticks_skipped += due - builder.last_tick
             builder.last_tick = due
-        for tick in range(builder.last_tick + 1, due + AHEAD_TICKS + 1):
-            before = [programme.state for programme in self._programmes.values()]
-            builder.build(tick)
-            for programme, state in zip(list(self._programmes.values()), before, strict=True):
-                if programme.state != state:
-                    self._tell_change(programme)
+        before = builder.last_tick
+        builder.build(due + 1, due + AHEAD_TICKS, due + BEGIN_TICKS)
+        for programme in list(self._programmes.values()):
+            state = programme.state
+            for tick in range(before + 1, builder.last_tick + 1):
+                programme.passed(tick)
+            if programme.state != state:
+                self._tell_change(programme)
 
     def _tell_change(self, programme: Programme) -> None:
         if programme.state == "starved":
@@ -208,17 +222,48 @@ class FanoutWorker:
             if session.row == row:
                 self._renew_session(key)
 
-    def _headroom(self) -> int:
-        return max(0, self._capacity - len(self._sessions) - len(self._ending))
+    @property
+    def _held(self) -> int:
+        """Guilds that cost something: connected, about to be, or saying goodbye."""
+        return len(self._sessions) + len(self._ending)
+
+    def _look_at_load(self, stats: WorkerStats) -> None:
+        """Learn what guilds cost, and say when there comes to be no room, or room again."""
+        admission, sender_ns = self._admission, int(self._table.counters[SENDER_CPU_NS])
+        admission.note(
+            Reading(
+                at_ns=stats.at_ns,
+                worker_cpu_ns=stats.cpu_ns - sender_ns,
+                sender_cpu_ns=sender_ns,
+                packets=stats.packets_sent,
+                ticks_skipped=stats.ticks_skipped,
+                lead=self._least_lead,
+                opened=self._sessions_opened,
+                guilds=stats.guilds,
+            )
+        )
+        self._least_lead = AHEAD_TICKS
+        overloaded = admission.overloaded(self._held)
+        if overloaded != self._overloaded:
+            self._overloaded = overloaded
+            worker_us, sender_us = (round(one_us, 2) for one_us in admission.cost)
+            get_logger().info(
+                "headroom.gone" if overloaded else "headroom.returned",
+                held=self._held,
+                limit=admission.limit,
+                worker_us=worker_us,
+                sender_us=sender_us,
+            )
 
     def _stats(self) -> WorkerStats:
         counters, voice = self._table.counters, self._voice.counters
         return WorkerStats(
             at_ns=time.monotonic_ns(),
             guilds=sum(session.row is not None for session in self._sessions.values()),
+            held=len(self._sessions),
             packets_sent=int(counters[SENT]),
             packets_dropped=int(counters[DROPPED]),
-            ticks_skipped=self._ticks_skipped + int(counters[SKIPPED]),
+            ticks_skipped=self._ticks_skipped + self._builder.ticks_missed + int(counters[SKIPPED]),
             underruns=sum(programme.underruns for programme in self._programmes.values()),
             dave_epochs=voice.epochs,
             dave_failures=voice.failures,
@@ -249,12 +294,41 @@ class FanoutWorker:
         self._wants = wants
         for key in [key for key in self._sessions if key not in wants]:
             self._renew_session(key)
+        self._refused = {key: generation for key, generation in self._refused.items() if key in wants}
         for key, want in wants.items():
             session = self._sessions.get(key)
+            if session is None and not self._admits(key, want):
+                continue
             if session is None or session.want.generation != want.generation:
                 self._renew_session(key)
             elif session.want != want:
                 session.update(want)
+
+    def _admits(self, key: str, want: GuildWant) -> bool:
+        """Whether a guild that is not held here may come; of one that may not, that is told once.
+
+        Refused before anything is done for it: a handshake is what a full worker can spare least.
+        """
+        if key in self._changing:
+            return True  # it has its room
+        if self._refused.get(key) == want.generation:
+            return False
+        # Who is saying goodbye makes room in a moment: the rows that are spare are for that.
+        staying = len(self._sessions) + sum(one in self._wants for one in self._changing)
+        if not self._admission.refuses(staying):
+            return True
+        self._refused[key] = want.generation
+        limit = self._admission.limit
+        get_logger().info("guild.refused", guild=want.spec.guild, generation=want.generation, limit=limit)
+        status = GuildStatus(
+            state="failed",
+            at=unix_ms(),
+            worker=self._membership.id,
+            code=str(ErrorCode.WORKER_FULL),
+            message=f"this worker has no room for one more guild (limit: {limit})",
+        )
+        self._tell_of(want, status, "guild.failed")
+        return False
 
     def _keep_programmes(self) -> None:
         """Have a programme for each broadcast that guilds are tuned to, and let go of those nobody hears any more."""
@@ -291,6 +365,7 @@ class FanoutWorker:
             self._open_session(key)
 
     def _open_session(self, key: str) -> None:
+        self._sessions_opened += 1
         self._sessions[key] = GuildSession(
             self._wants[key],
             membership=self._membership,
@@ -324,16 +399,11 @@ class FanoutWorker:
             programme.follow(int(run or 0))
 
     def _tell(self, session: GuildSession, status: GuildStatus, kind: EventType | None) -> None:
-        spec, generation = session.want.spec, session.want.generation
+        self._tell_of(session.want, status, kind)
+
+    def _tell_of(self, want: GuildWant, status: GuildStatus, kind: EventType | None) -> None:
+        spec, generation = want.spec, want.generation
         event = None
         if kind is not None:
             event = guild_event(spec, status, kind, worker=self._membership.id, generation=generation)
         self._reporter.tell(self._keys.guild(spec.bot, spec.guild), generation, status, event)
-
-
-def capacity_within(files: int, wanted: int) -> int:
-    """Guilds that the limit of open files allows, with a warning where that is less than wanted."""
-    possible = max(1, (files - _SPARE_FILES) // _FILES_PER_GUILD)
-    if possible < wanted:
-        get_logger().warning("capacity.limited", wanted=wanted, possible=possible, by="limit of open files")
-    return min(possible, wanted)

@@ -1,8 +1,10 @@
-"""Builds the packets of a tick, ahead of time, straight into the shared rows.
+"""Builds the packets of all rows ahead of time, straight into the shared memory.
 
-What is the same for many is done for all of them at once in numpy; per guild remain its encryptions. A packet is made
-in a place of its own that stays in the cache, then all of a tick are copied into the shared rows.
-Building a tick creates nothing that outlives it. Source: design section 3, "Building"; RFC 3550 section 5.1.
+A row is built a block of ticks at a time, and at each tick it is another part of the rows: so a connection's state is
+fetched from memory once for several packets. What is the same for many is done for all of them at once in numpy; per
+packet remain its encryptions. Building creates nothing that outlives it.
+
+Source: design section 3, "Building"; RFC 3550 section 5.1.
 """
 
 from __future__ import annotations
@@ -13,43 +15,28 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import ErrorCode, VoiceError
-from shared.protocol import rtp
 from shared.protocol.opus import FRAME_SAMPLES, MAX_FRAME_BYTES, SILENCE_FRAME
-from shared.protocol.packet_seal import NULL, Encrypt, Pointer, encrypt_function, pointer
-from shared.protocol.transport_crypto import KEY_BYTES, NONCE_SUFFIX_BYTES, TAG_BYTES, suffix_bytes
+from shared.protocol.packet_seal import encrypt_function
+from shared.protocol.transport_crypto import KEY_BYTES, MODES, suffix_bytes
 from worker.fanout.grid import SLOTS, choose_slot
-from worker.fanout.rows import ADDRESS_BYTES, HEAD, LAYOUT, PACKET_BYTES, RING_TICKS, RowTable
+from worker.fanout.rows import ADDRESS_BYTES, LAYOUT, RING_TICKS, RowTable
+from worker.fanout.scratch import BLOCK_TICKS, ROWS_AT_ONCE, Protect, Scratch
 
 SILENCE_FRAMES = 5
 """Frames of silence before packets stop, so that receivers do not conceal the end as a loss."""
-_NONCE_FIELD_BYTES = 24
+_ENCRYPT = [encrypt_function(mode) for mode in MODES]
 _LAST_NONCE = 2**32 - 2**20
-_SUFFIX = np.arange(NONCE_SUFFIX_BYTES)
 _LONGEST_SUFFIX_BYTES = 24
 _REST_TICKS = 50
 """A row given back rests for a second, so that the sender cannot mix its old and its next connection."""
 
 FrameAt = Callable[[int], bytes | None]
 """The frame that a lane plays at a tick, or None."""
-Protect = Callable[[bytes], bytes | None]
-"""End-to-end encryption of one frame; None when it failed."""
-
-
-class _Work(NamedTuple):
-    """What sealing the packets of one row takes."""
-
-    encrypt: Encrypt
-    out: Pointer
-    header: Pointer
-    nonce: Pointer
-    key: Pointer
-    protect: Protect | None
 
 
 @dataclass(slots=True)
@@ -69,14 +56,15 @@ class Lane:
 
     Attributes:
         frame_at: what is played when.
+        known_until: of the ticks from one to another, the last up to which it is certain what is played; the first one
+            is played in any case.
     """
 
     frame_at: FrameAt
+    known_until: Callable[[int, int], int] = lambda first, _last: first
     rows: set[int] = field(default_factory=set)
     changed: bool = True
     numbers: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
-    work: list[_Work] = field(default_factory=list)
-    """In the order of `numbers`."""
 
 
 class Builder:
@@ -88,18 +76,19 @@ class Builder:
     def __init__(self, table: RowTable) -> None:
         self._table = table
         rows = table.rows
-        self._work: dict[int, _Work] = {}
-        self._modes: dict[int, str] = {}
         self._protects: dict[int, Protect] = {}
-        self._packets = np.zeros((rows, PACKET_BYTES), np.uint8)
-        self._head = np.ndarray(rows, HEAD, self._packets, 0, (PACKET_BYTES,))
-        self._nonces = np.zeros((rows, _NONCE_FIELD_BYTES), np.uint8)
+        self._protected = np.zeros(rows, np.bool_)
+        self._modes = np.zeros(rows, np.uint8)
+        self._ssrcs = np.zeros(rows, np.uint32)
         self._keys = np.zeros((rows, KEY_BYTES), np.uint8)
         self._suffix_bytes = np.zeros(rows, np.uint32)
-        self._nonce_counters = self._nonces.view(">u4")[:, 0]
+        self._nonces = np.zeros(rows, np.uint32)
         self._sequences = np.zeros(rows, np.uint16)
         self._timestamp_bases = np.zeros(rows, np.uint32)
         self._owed_silence = np.zeros(rows, np.uint8)
+        self._built_until = np.zeros(rows, np.int64)
+        self._begins = np.zeros(rows, np.bool_)
+        self._scratch = Scratch()
         self._lane_of: dict[int, Lane] = {}
         self._free = deque(range(rows))
         self._resting: deque[tuple[int, int]] = deque()
@@ -107,9 +96,16 @@ class Builder:
         self._socket_slot_loads: dict[int, list[int]] = {}
         self.lanes: list[Lane] = []
         self._leaving = Lane(frame_at=lambda _tick: None)
+        self._begin_tick = 0
         self.last_tick = 0
-        self.unprotected = 0
+        """Every row is built up to here, many are further."""
+        self.ticks_missed = 0
+        """Ticks that were built when the sender was through with them for some row."""
+
+    @property
+    def unprotected(self) -> int:
         """Frames that end-to-end encryption failed on: silence went out instead."""
+        return self._scratch.unprotected
 
     # rows come and go
 
@@ -132,8 +128,7 @@ class Builder:
         host, port = target.remote
         address = struct.pack("=H", socket.AF_INET) + struct.pack(">H", port) + socket.inet_aton(host) + bytes(8)
         table.address[row] = np.frombuffer(address, np.uint8, ADDRESS_BYTES)
-        self._head["flags"][row] = rtp.VERSION_FLAGS << 8 | rtp.PAYLOAD_TYPE
-        self._head["ssrc"][row] = target.ssrc
+        self._ssrcs[row] = target.ssrc
         self._sequences[row] = secrets.randbelow(2**15)
         self._timestamp_bases[row] = secrets.randbits(32)
         self._owed_silence[row] = 0
@@ -144,61 +139,53 @@ class Builder:
         return row
 
     def _key(self, row: int, target: Target) -> None:
-        self._modes[row] = target.mode
+        self._modes[row] = MODES.index(target.mode)
         self._suffix_bytes[row] = suffix_bytes(target.mode)
         self._keys[row] = np.frombuffer(target.key, np.uint8, KEY_BYTES)
-        self._plan(row)
-
-    def _plan(self, row: int) -> None:
-        """Make ready what sealing a row's packets takes."""
-        header = pointer(self._packets[row])
-        self._work[row] = _Work(
-            encrypt_function(self._modes[row]),
-            header + rtp.HEADER_BYTES,
-            header,
-            pointer(self._nonces[row]),
-            pointer(self._keys[row]),
-            self._protects.get(row),
-        )
-        if row in self._lane_of:
-            self._lane_of[row].changed = True
 
     def protect(self, row: int, protect: Protect | None) -> None:
-        """From the next tick built on, encrypt a row's frames end to end; None: send them as they are.
+        """From now on, encrypt a row's frames end to end; None: send them as they are.
 
-        What is built in the clear and not sent yet is void, what is encrypted goes out: receivers keep the keys before
-        for 10 s. Silence frames are never encrypted, and a frame that cannot be is replaced by one.
+        What is built in the clear and not sent yet is void. What is encrypted under the keys before is built again
+        where there is time for that, and else goes out: who was there before keeps those keys for 10 s, and a newcomer
+        has none of them. Silence frames are never encrypted, and a frame that cannot be is replaced by one.
         """
         before = self._protects.get(row)
         if protect is before:
             return
+        self._protected[row] = protect is not None
         if protect is None:
             del self._protects[row]
         else:
             self._protects[row] = protect
-            if before is None:
-                self._take_back(row)
-        self._plan(row)
+            # By the next build, time has gone on by a tick.
+            self._take_back(row, 0 if before is None else self._begin_tick + 1)
 
     def rekey(self, row: int, target: Target) -> None:
         """Go on under a new transport key: what is built under the old one and not sent yet is void."""
-        self._take_back(row)
+        self._take_back(row, 0)
         self._key(row, target)
 
-    def _take_back(self, row: int) -> None:
-        """Void what is built and not sent, and go on in its place."""
-        voided = self._void(row)
+    def _take_back(self, row: int, first_tick: int) -> None:
+        """Void what is built from a tick on and not sent, to build it again."""
+        voided = self._void(row, first_tick)
+        self._begin(row)
         self._sequences[row] = (int(self._sequences[row]) - voided) % 2**16
         # Silence that was voided is owed again; a row that is on the air owes all of it anyway.
         self._owed_silence[row] = min(SILENCE_FRAMES, int(self._owed_silence[row]) + voided)
 
-    def _void(self, row: int) -> int:
+    def _begin(self, row: int) -> None:
+        """Build a row anew behind the last packet that is built for it: ticks on which it is silent are free."""
+        self._built_until[row] = self._table.due[:, row].max()
+        self._begins[row] = True
+
+    def _void(self, row: int, first_tick: int = 0) -> int:
         """Take back what is built and not sent; returns how many packets.
 
         What the sender has in hand this very moment goes out: nobody takes that back.
         """
         due = self._table.due[:, row]
-        waiting = due > self._table.taken_tick[self._table.slot[row]]
+        waiting = due >= max(first_tick, int(self._table.taken_tick[self._table.slot[row]]) + 1)
         due[waiting] = 0
         return int(waiting.sum())
 
@@ -217,6 +204,7 @@ class Builder:
         after.rows.add(row)
         after.changed = True
         self._lane_of[row] = after
+        self._begin(row)
 
     def silent(self, row: int) -> bool:
         """Whether the row owes no silence frame and all that was built for it has been sent."""
@@ -233,8 +221,8 @@ class Builder:
         slot, number = self.slot_of(row), int(self._table.socket[row])
         self._slot_loads[slot] -= 1
         self._socket_slot_loads[number][slot] -= 1
-        del self._work[row]
         self._protects.pop(row, None)
+        self._protected[row] = False
         self._keys[row] = 0
         self._table.active[row] = 0
         self._table.head[LAYOUT] += 1
@@ -242,67 +230,98 @@ class Builder:
 
     def worn_out(self) -> list[int]:
         """Rows whose nonce counter nears its end: their sessions must be made anew."""
-        return [int(row) for row in np.flatnonzero(self._nonce_counters > _LAST_NONCE)]
+        return [int(row) for row in np.flatnonzero(self._nonces > _LAST_NONCE)]
 
-    # a tick
+    # ticks
 
-    def build(self, tick: int) -> None:
-        """Build the packets of all rows for one tick. Ticks come in rising order; skipped ones stay skipped."""
-        self.last_tick = tick
-        while self._resting and self._resting[0][0] <= tick:
+    def build(self, first_tick: int, last_tick: int | None = None, begin_tick: int | None = None) -> None:
+        """Build what is missing of all rows up to `last_tick`, and whole blocks where what is played is known.
+
+        Args:
+            first_tick: the first that is not over; rows that lack an earlier one go without.
+            last_tick: not below that of the call before; `first_tick` if not given.
+            begin_tick: the first for rows that begin, or begin anew; `first_tick` if not given.
+        """
+        last_tick = first_tick if last_tick is None else last_tick
+        self._begin_tick, self.last_tick = first_tick if begin_tick is None else begin_tick, last_tick
+        while self._resting and self._resting[0][0] <= last_tick:
             self._free.append(self._resting.popleft()[1])
         for lane in (*self.lanes, self._leaving):
             if lane.changed:
-                self._arrange(lane)
-            frame = lane.frame_at(tick)
-            rows = lane.numbers
-            if not len(rows):
-                continue
+                lane.numbers = np.fromiter(sorted(lane.rows), np.intp, len(lane.rows))
+                lane.changed = False
+            behind = lane.numbers[self._built_until[lane.numbers] < last_tick]
+            if len(behind):
+                self._build_lane(lane, behind, first_tick)
+
+    def _build_lane(self, lane: Lane, rows: NDArray[np.intp], first_tick: int) -> None:
+        last_tick = self.last_tick
+        known = lane.known_until(last_tick, last_tick + BLOCK_TICKS - 1)
+        frames = [lane.frame_at(tick) for tick in range(first_tick, known + 1)]
+        starts = np.maximum(self._built_until[rows] + 1, np.where(self._begins[rows], self._begin_tick, first_tick))
+        # A block ends where tick and row number agree, so that each tick has its share of the rows.
+        ends = np.minimum(last_tick + (rows - last_tick) % BLOCK_TICKS, known)
+        self._built_until[rows] = ends
+        self._begins[rows] = False
+        for start, end in sorted({*zip(starts.tolist(), ends.tolist(), strict=True)}):
+            some = rows[(starts == start) & (ends == end)]
+            self._build_span(some, start, frames[start - first_tick : end + 1 - first_tick])
+        taken = self._table.taken_tick[self._table.slot[rows]]
+        self.ticks_missed += int(np.maximum(taken - starts + 1, 0).max())
+
+    def _build_span(self, rows: NDArray[np.intp], tick: int, frames: list[bytes | None]) -> None:
+        """Frames for rows that lack the same ticks; five frames of silence where there is nothing more."""
+        on_air = [frame for frame in frames if frame is not None]
+        if len(on_air) == len(frames):
+            self._owed_silence[rows] = SILENCE_FRAMES
+            self._fill(rows, tick, on_air)
+            return
+        for number, frame in enumerate(frames):
             if frame is not None:
                 self._owed_silence[rows] = SILENCE_FRAMES
-                self._fill(tick, rows, lane.work, frame)
+                self._fill(rows, tick + number, [frame])
                 continue
             owing = rows[self._owed_silence[rows] > 0]
             if len(owing):
                 self._owed_silence[owing] -= np.uint8(1)
-                self._fill(tick, owing, [self._work[row] for row in owing.tolist()], SILENCE_FRAME)
+                self._fill(owing, tick + number, [SILENCE_FRAME])
 
-    def _arrange(self, lane: Lane) -> None:
-        """Lay the rows of a lane out for its next ticks."""
-        rows = sorted(lane.rows)
-        lane.numbers = np.fromiter(rows, np.intp, len(rows))
-        lane.work = [self._work[row] for row in rows]
-        lane.changed = False
+    def _fill(self, rows: NDArray[np.intp], tick: int, frames: list[bytes]) -> None:
+        """Write packets of successive ticks for each row."""
+        longest = max(map(len, frames))
+        if longest > MAX_FRAME_BYTES:
+            raise ValueError(f"a frame of {longest} bytes does not fit a row")
+        ways = self._modes[rows] * 2 + self._protected[rows]
+        for way in np.unique(ways):
+            alike = rows[ways == way]
+            for first in range(0, len(alike), ROWS_AT_ONCE):
+                # A row that begins anew may lack more than a block.
+                for number in range(0, len(frames), BLOCK_TICKS):
+                    some = frames[number : number + BLOCK_TICKS]
+                    self._fill_scratch(alike[first : first + ROWS_AT_ONCE], tick + number, some)
 
-    def _fill(self, tick: int, rows: NDArray[np.intp], work: list[_Work], frame: bytes) -> None:
-        """Write one packet of `frame` for each row: header, ciphertext, nonce; `due` last."""
-        if len(frame) > MAX_FRAME_BYTES:
-            raise ValueError(f"a frame of {len(frame)} bytes does not fit a row")
-        self._sequences[rows] += np.uint16(1)
-        self._nonce_counters[rows] += np.uint32(1)
-        self._head["sequence"][rows] = self._sequences[rows]
-        self._head["timestamp"][rows] = self._timestamp_bases[rows] + np.uint32(tick * FRAME_SAMPLES & 0xFFFFFFFF)
-        ends = rtp.HEADER_BYTES + TAG_BYTES + np.array(self._seal(work, frame), np.intp)
-        packets, ring, table = self._packets, tick % RING_TICKS, self._table
-        suffix = ends[:, np.newaxis] + _SUFFIX
-        packets[rows[:, np.newaxis], suffix] = self._nonces[rows, :NONCE_SUFFIX_BYTES]
-        longest = int(ends.max()) + _LONGEST_SUFFIX_BYTES
-        table.packets[ring][rows, :longest] = packets[rows, :longest]
-        table.length[ring][rows] = ends + self._suffix_bytes[rows]
-        table.due[ring][rows] = tick
-
-    def _seal(self, work: list[_Work], frame: bytes) -> list[int]:
-        """Encrypt a frame for each row, in place; returns the bytes of each before the tag."""
-        sizes = []
-        silence = frame == SILENCE_FRAME
-        for encrypt, out, header, nonce, key, protect in work:
-            body = frame
-            if protect is not None and not silence:
-                protected = protect(frame)
-                if protected is None:
-                    self.unprotected += 1
-                body = SILENCE_FRAME if protected is None else protected
-            size = len(body)
-            encrypt(out, NULL, body, size, header, rtp.HEADER_BYTES, NULL, nonce, key)
-            sizes.append(size)
-        return sizes
+    def _fill_scratch(self, rows: NDArray[np.intp], tick: int, frames: list[bytes]) -> None:
+        """Header, ciphertext, nonce, then into the shared memory; `due` last. The rows are sealed in the same way."""
+        scratch, table, count = self._scratch, self._table, len(rows)
+        ticks = len(frames)
+        steps = np.arange(1, ticks + 1)[:, np.newaxis]
+        head = scratch.head[:ticks, :count]
+        head["ssrc"] = self._ssrcs[rows]
+        head["sequence"] = self._sequences[rows] + steps.astype(np.uint16)
+        timestamps = (tick - 1 + steps) * FRAME_SAMPLES & 0xFFFFFFFF
+        head["timestamp"] = self._timestamp_bases[rows] + timestamps.astype(np.uint32)
+        scratch.nonces[:ticks, :count] = self._nonces[rows] + steps.astype(np.uint32)
+        self._sequences[rows] += np.uint16(ticks)
+        self._nonces[rows] += np.uint32(ticks)
+        scratch.keys[:count] = self._keys[rows]
+        encrypt = _ENCRYPT[self._modes[rows[0]]]
+        if self._protected[rows[0]]:
+            ends = scratch.protect_and_seal(encrypt, frames, [self._protects[row] for row in rows.tolist()])
+        else:
+            ends = scratch.seal(encrypt, frames, count)
+        longest = ends.max(axis=1) + _LONGEST_SUFFIX_BYTES
+        for number, size in enumerate(longest.tolist()):
+            ring = (tick + number) % RING_TICKS
+            table.packets[:, ring, :size][rows] = scratch.packets[number, :count, :size]
+            table.length[ring][rows] = ends[number] + self._suffix_bytes[rows]
+            table.due[ring][rows] = tick + number

@@ -36,7 +36,7 @@ class Programme:
 
     def __init__(self, broadcast: str, frames: Store, keys: Keys, clock: CommonClock) -> None:
         self.broadcast = broadcast
-        self.lane = Lane(frame_at=self.frame_at)
+        self.lane = Lane(self.frame_at, self.known_until)
         self.guilds = 0
         self.run = 0
         self.underruns = 0
@@ -88,28 +88,40 @@ class Programme:
             await self._ending
 
     def frame_at(self, tick: int) -> bytes | None:
-        """The frame of a tick, or None; counts what should have been there."""
+        """The frame of a tick, or None."""
+        ring = self._ring
+        if ring.epoch_us is None:
+            return None
+        found = ring.at(tick - epoch_tick(ring.epoch_us))
+        return None if isinstance(found, Silence) else found
+
+    def known_until(self, first_tick: int, last_tick: int) -> int:
+        """The last of these ticks up to which it is certain what is played; the first one in any case."""
+        ring = self._ring
+        if ring.epoch_us is None:
+            return first_tick
+        zero = epoch_tick(ring.epoch_us)
+        return zero + ring.known_until(first_tick - zero, last_tick - zero)
+
+    def passed(self, tick: int) -> None:
+        """A tick can no longer be changed: count what should have been there, and drop what was played."""
         ring = self._ring
         if ring.epoch_us is None:
             self.state = "idle"
-            return None
+            return
         index = tick - epoch_tick(ring.epoch_us)
         if not tick % _FORGET_EVERY_TICKS:
             ring.forget_before(index - _KEEP_PLAYED_TICKS)
         found = ring.at(index)
+        missing = found is Silence.MISSING
+        self._missing_ticks = self._missing_ticks + 1 if missing else 0
+        self.underruns += missing
         if not isinstance(found, Silence):
-            self._missing_ticks = 0
             self.state = "playing"
-            return found
-        if found is not Silence.MISSING:
-            self._missing_ticks = 0
+        elif not missing:
             self.state = "idle"
-            return None
-        self.underruns += 1
-        self._missing_ticks += 1
-        if self._missing_ticks >= _UNDERRUN_TOLD_TICKS:
+        elif self._missing_ticks >= _UNDERRUN_TOLD_TICKS:
             self.state = "starved"
-        return None
 
 
 async def _end(reader: asyncio.Task[None], store: Store) -> None:

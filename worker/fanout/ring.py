@@ -98,6 +98,13 @@ class FrameRing:
             return Silence.BEFORE_START
         return Silence.MISSING
 
+    def known_until(self, first: int, last: int) -> int:
+        """Of the indexes from `first` to `last`, the one behind which something is missing; `first` in any case."""
+        index = first
+        while index < last and self.at(index + 1) is not Silence.MISSING:
+            index += 1
+        return index
+
     def forget_before(self, index: int) -> None:
         """Drop what was played; called as time goes on."""
         for old in [known for known in self._frames if known < index]:

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from worker.fanout.grid import SLOTS
 
-RING_TICKS = 8
-"""Packets per row: four built ahead, the one due, and three for a sender that comes late."""
+RING_TICKS = 12
+"""Packets per row: seven built ahead, the one due, and three for a sender that comes late."""
 PACKET_BYTES = 1344
 """RTP header 12 + Opus 1275 + end-to-end encryption 16 + tag 16 + nonce 4 to 24, rounded up to cache lines."""
 ADDRESS_BYTES = 16
-LATENESS_BINS = 512
-LATENESS_BIN_US = 100
+LATENESS_BINS = 3_072
+LATENESS_BIN_US = 20
 _PAGE = mmap.PAGESIZE
 
 # words of the head
@@ -52,11 +52,11 @@ class RowTable:
     Attributes:
         head: i64 words: layout version, clock offset (common minus local, ns), sockets that rows may name.
         counters: u64 words written by the sender.
-        lateness: u64 histogram of packets by lateness, bins of 100 us, the last one open.
+        lateness: u64 histogram of slots by the departure of their first packet, bins of 20 us, the last one open.
         taken_tick, sent_tick: i64 per slot, last tick that the sender began to send, and is through with.
         active, slot, socket, address: per row, who it is sent by and to (`sockaddr_in`).
         due, length: (ring, row): tick for which a packet is built, bytes on the wire.
-        packets: (ring, row, byte).
+        packets: (row, ring, byte): what is built at once for a row lies side by side.
     """
 
     def __init__(self, rows: int, fd: int | None = None) -> None:
@@ -72,7 +72,7 @@ class RowTable:
             ("address", (rows, ADDRESS_BYTES), np.uint8),
             ("due", (RING_TICKS, rows), np.int64),
             ("length", (RING_TICKS, rows), np.uint32),
-            ("packets", (RING_TICKS, rows, PACKET_BYTES), np.uint8),
+            ("packets", (rows, RING_TICKS, PACKET_BYTES), np.uint8),
         ]
         sizes = [_rounded(int(np.prod(shape)) * np.dtype(kind).itemsize) for _, shape, kind in fields]
         self.rows = rows
@@ -104,7 +104,7 @@ class RowTable:
 
 
 def lateness_quantile_us(histogram: NDArray[np.uint64], quantile: float) -> int:
-    """Upper edge of the bin that holds a quantile of all packets, 0 where there are none."""
+    """Upper edge of the bin that holds a quantile of all that was counted, 0 where there is nothing."""
     total = int(histogram.sum())
     if not total:
         return 0

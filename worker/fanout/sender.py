@@ -33,7 +33,6 @@ from worker.fanout.rows import (
     LATENESS_BIN_US,
     LATENESS_BINS,
     LAYOUT,
-    PACKET_BYTES,
     RING_TICKS,
     SENDER_CPU_NS,
     SENDER_ERRNO,
@@ -92,6 +91,8 @@ class SlotPlan:
     """
 
     def __init__(self, table: RowTable, rows: NDArray[np.intp], fds: list[int]) -> None:
+        self.leaving_ns = 0
+        """When the first packet of the last `send` was handed to the kernel."""
         self._rows = rows
         self._sockets = table.socket[rows]
         self._fds = fds
@@ -105,7 +106,7 @@ class SlotPlan:
         self.messages["namelen"] = table.address.shape[1]
         self.messages["iovlen"] = 1
         for ring in range(RING_TICKS):
-            self._iovecs[ring]["base"] = table.packets[ring].ctypes.data + rows * PACKET_BYTES
+            self._iovecs[ring]["base"] = table.packets[:, ring].ctypes.data + rows * table.packets.strides[0]
             self.messages[ring]["iov"] = self._iovecs[ring].ctypes.data + np.arange(count) * IOVEC.itemsize
         self.lengths = [self._iovecs[ring]["length"] for ring in range(RING_TICKS)]
         self._addresses = [self.messages[ring].ctypes.data for ring in range(RING_TICKS)]
@@ -130,11 +131,13 @@ class SlotPlan:
         number = np.count_nonzero(built)
         self.lengths[ring][:] = self._length
         if number == len(built):
+            self.leaving_ns = time.monotonic_ns()
             return self._send(table, self._addresses[ring], self._batches)
         if not number:
             return 0, 0
-        some = self.messages[ring][built]
-        return self._send(table, some.ctypes.data, self._batches_of(self._sockets[built]))
+        some, batches = self.messages[ring][built], self._batches_of(self._sockets[built])
+        self.leaving_ns = time.monotonic_ns()
+        return self._send(table, some.ctypes.data, batches)
 
     def send_prebuilt(self, table: RowTable) -> tuple[int, int]:
         """Send the first tick of the ring as it stands: the floor that benchmarks compare with."""
@@ -245,8 +248,8 @@ class Sender:
                         quiet_since_ns = due_ns
                         table.counters[SENT] += np.uint64(sent)
                         table.counters[DROPPED] += np.uint64(dropped)
-                        bin_ = max(0, min(LATENESS_BINS - 1, late_ns // (LATENESS_BIN_US * 1_000)))
-                        table.lateness[bin_] += np.uint64(sent)
+                        late_us = (plan.leaving_ns - due_ns) // 1_000
+                        table.lateness[max(0, min(LATENESS_BINS - 1, late_us // LATENESS_BIN_US))] += np.uint64(1)
             table.sent_tick[slot] = tick
             slot += 1
             if slot == SLOTS:

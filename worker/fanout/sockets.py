@@ -20,7 +20,7 @@ Receiver = Callable[[bytes], None]
 
 _LARGEST_DATAGRAM_BYTES = 2048
 _DRAIN_AT_ONCE = 256
-_SEND_BUFFER_BYTES = 1 << 20
+SEND_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(eq=False)
@@ -120,7 +120,7 @@ class SocketPool:
                 get_logger().warning("udp_port.skipped", port=port, reason="in use")
                 continue
             break
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         shared = _Shared(len(self._sockets), one)
         self._sockets.append(shared)
         self._on_new(one)
