@@ -394,9 +394,8 @@ async def test_a_report_of_a_worker_that_was_replaced_changes_nothing(pool: Pool
     await pool.worker("b")
     await gone(pool, dying)
     await planner.step()
-    assert not await dying.report([Report(key, guild.generation, 1, GuildStatus(state="playing", at=5), None)]) == [
-        True
-    ]
+    report = Report(key, guild.generation, 1, GuildStatus(state="playing", at=5), None)
+    assert await dying.report([report]) == [False]
 
 
 async def test_a_worker_without_a_lease_is_not_judged_within_the_grace(pool: Pool) -> None:
