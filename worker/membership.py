@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -48,6 +48,16 @@ def _readable(decoder: msgspec.json.Decoder[_Want], raw: dict[str, str]) -> dict
         except msgspec.MsgspecError as error:
             get_logger().error("want.malformed", want=name, error=str(error))
     return wants
+
+
+class Report(NamedTuple):
+    """A status, an event or both; the number stays the same however often it is written."""
+
+    record_key: str
+    generation: int
+    number: int
+    status: GuildStatus | BroadcastStatus | None
+    event: Event | None
 
 
 class Membership:
@@ -158,33 +168,29 @@ class Membership:
                 get_logger().warning("want.unreadable", error=error.message)
                 await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - jitter
 
-    async def report(
-        self,
-        record_key: str,
-        generation: int,
-        number: int,
-        status: GuildStatus | BroadcastStatus | None,
-        event: Event | None,
-    ) -> bool:
-        """Write a status, an event or both under a generation; False when the work was assigned anew since.
+    async def report(self, reports: Sequence[Report]) -> list[bool]:
+        """Write statuses and events under their generations; False where the work was assigned anew since.
 
-        Args:
-            number: of this report. The same number again, because the answer was lost, changes nothing.
+        Reports that are written again, because the answer was lost, change nothing.
         Raises: StoreUnavailable.
         """
-        return bool(
-            await self._store.script(
-                "report",
-                [record_key, self.keys.events],
-                [
-                    generation,
-                    number,
-                    msgspec.json.encode(status).decode() if status else "",
-                    events.encode(event) if event else "",
-                    EVENTS_KEPT,
-                ],
-            )
+        answers = await self._store.scripts(
+            "report",
+            [
+                (
+                    [report.record_key, self.keys.events],
+                    [
+                        report.generation,
+                        report.number,
+                        msgspec.json.encode(report.status).decode() if report.status else "",
+                        events.encode(report.event) if report.event else "",
+                        EVENTS_KEPT,
+                    ],
+                )
+                for report in reports
+            ],
         )
+        return [bool(answer) for answer in answers]
 
     async def leave(self) -> None:
         """Take the worker out of the pool, after it has ended its work.

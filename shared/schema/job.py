@@ -42,6 +42,9 @@ class OpusOptions(Strict, frozen=True, kw_only=True):
     ladder: tuple[int, ...] = ()
 
 
+FILE_LEAD_MS, LIVE_LEAD_MS = 30_000, 1_000
+
+
 class SourceSpec(Strict, frozen=True, kw_only=True):
     """What a broadcast plays: one `url`, or a `playlist`."""
 
@@ -54,7 +57,22 @@ class SourceSpec(Strict, frozen=True, kw_only=True):
     gain_db: Annotated[float, Meta(ge=-60, le=20)] = 0.0
     loudness_lufs: Annotated[float, Meta(ge=-50, le=-5)] | None = None
     fallback: tuple[Url, ...] = ()
-    lead_ms: Annotated[int, Meta(ge=200, le=60_000, description="how far ahead frames are published")] = 30_000
+    lead_ms: (
+        Annotated[
+            int,
+            Meta(
+                ge=200,
+                le=60_000,
+                description="how far ahead frames are published, and by how much live input is late; "
+                "if not given, 30,000 and 1,000",
+            ),
+        ]
+        | None
+    ) = None
+
+    def lead_ms_of(self, *, live: bool) -> int:
+        """The lead in force."""
+        return self.lead_ms or (LIVE_LEAD_MS if live else FILE_LEAD_MS)
 
 
 class Voice(Strict, frozen=True, kw_only=True):

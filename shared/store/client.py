@@ -155,6 +155,22 @@ class Store:
             except exceptions.NoScriptError:
                 return await self._redis.execute_command("EVAL", text, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
 
+    async def scripts(self, name: str, calls: Sequence[tuple[Sequence[str], Sequence[Arg]]]) -> list[Any]:
+        """Run `scripts/<name>.lua` once for each of `calls`, keys and arguments, in one round trip.
+
+        A server that does not know the script is told it, and all are sent again: they must be safe to repeat.
+        Raises: StoreUnavailable, StoreError: of the first that failed; the others may have been done.
+        """
+        text, sha = _script(name)
+        commands = [("EVALSHA", sha, len(keys), *keys, *args) for keys, args in calls]
+        try:
+            return await self.pipeline(commands)
+        except StoreError as error:
+            if not isinstance(error.__cause__, exceptions.NoScriptError):
+                raise
+        await self.command("SCRIPT", "LOAD", text)
+        return await self.pipeline(commands)
+
     async def hear(self, channels: Sequence[str], quiet_s: float) -> AsyncGenerator[str | None, None]:
         """Messages of pub/sub channels as the channel's name; None whenever `quiet_s` passed without one.
 

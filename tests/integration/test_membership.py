@@ -17,7 +17,7 @@ from shared.schema.event import Event
 from shared.schema.records import GuildSpec, GuildStatus, GuildWant, WorkerRecord, WorkerStats
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
-from worker.membership import LEASE_MS, Membership
+from worker.membership import LEASE_MS, Membership, Report
 
 BOUND_S = 10.0
 GUILD_ID = "123456789012345678"
@@ -208,10 +208,10 @@ async def test_a_report_stands_in_the_record_and_is_told(store: Store, keys: Key
     """Under the generation in force a status is written, and its event with it."""
     key = keys.guild("main", GUILD_ID)
     await store.command("HSET", key, "generation", 7)
-    assert await member.report(key, 7, 1, STATUS, Event(type="guild.playing", at=5, guild=GUILD_ID))
+    assert await member.report([Report(key, 7, 1, STATUS, Event(type="guild.playing", at=5, guild=GUILD_ID))]) == [True]
     assert msgspec.json.decode(await store.command("HGET", key, "status"), type=GuildStatus) == STATUS
     assert [event.type for event in await told(store, keys)] == ["guild.playing"]
-    assert await member.report(key, 7, 2, STATUS, None)
+    assert await member.report([Report(key, 7, 2, STATUS, None)]) == [True]
     assert len(await told(store, keys)) == 1
 
 
@@ -219,7 +219,7 @@ async def test_an_event_alone_leaves_the_status_as_it_is(store: Store, keys: Key
     """What happened to a guild need not change how it is doing."""
     key = keys.guild("main", GUILD_ID)
     await store.command("HSET", key, "generation", 7, "status", "as it was")
-    assert await member.report(key, 7, 1, None, Event(type="guild.listeners", at=5, listeners=0))
+    assert await member.report([Report(key, 7, 1, None, Event(type="guild.listeners", at=5, listeners=0))]) == [True]
     assert await store.command("HGET", key, "status") == "as it was"
     assert [event.listeners for event in await told(store, keys)] == [0]
 
@@ -229,13 +229,13 @@ async def test_a_report_made_twice_counts_once(store: Store, keys: Keys, member:
     key = keys.guild("main", GUILD_ID)
     event = Event(type="guild.playing", at=5)
     await store.command("HSET", key, "generation", 7)
-    assert await member.report(key, 7, 1, STATUS, event)
+    assert await member.report([Report(key, 7, 1, STATUS, event)]) == [True]
     await store.command("HSET", key, "status", "written since")
-    assert await member.report(key, 7, 1, STATUS, event)
+    assert await member.report([Report(key, 7, 1, STATUS, event)]) == [True]
     assert await store.command("HGET", key, "status") == "written since"
     assert len(await told(store, keys)) == 1
     await store.command("HSET", key, "generation", 8)
-    assert await member.report(key, 8, 1, STATUS, event)
+    assert await member.report([Report(key, 8, 1, STATUS, event)]) == [True]
     assert len(await told(store, keys)) == 2
 
 
@@ -247,7 +247,7 @@ async def test_a_report_under_another_generation_changes_nothing(
     key = keys.guild("main", GUILD_ID)
     if standing is not None:
         await store.command("HSET", key, "generation", standing, "status", "as it was")
-    assert not await member.report(key, 7, 1, STATUS, Event(type="guild.playing", at=5))
+    assert await member.report([Report(key, 7, 1, STATUS, Event(type="guild.playing", at=5))]) == [False]
     assert await store.command("HGET", key, "status") == ("as it was" if standing else None)
     assert await store.command("EXISTS", key) == (standing is not None)
     assert await told(store, keys) == []

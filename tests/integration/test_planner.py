@@ -33,7 +33,7 @@ from shared.schema.records import (
 )
 from shared.store.client import Store
 from shared.store.keys import Keys
-from worker.membership import Membership
+from worker.membership import Membership, Report
 
 BOUND_S = 10.0
 GUILD_ID = "123456789012345678"
@@ -394,7 +394,8 @@ async def test_a_report_of_a_worker_that_was_replaced_changes_nothing(pool: Pool
     await pool.worker("b")
     await gone(pool, dying)
     await planner.step()
-    assert not await dying.report(key, guild.generation, 1, GuildStatus(state="playing", at=5), None)
+    report = Report(key, guild.generation, 1, GuildStatus(state="playing", at=5), None)
+    assert await dying.report([report]) == [False]
 
 
 async def test_a_worker_without_a_lease_is_not_judged_within_the_grace(pool: Pool) -> None:
@@ -525,7 +526,7 @@ async def test_a_failure_of_an_earlier_generation_is_not_judged_under_the_next(p
     await planner.step()
     (guild,) = pool.registry.guilds.values()
     failed = GuildStatus(state="failed", at=5, worker="a", code="voice_timeout")
-    assert await member.report(pool.keys.guild(*guild.key), guild.generation, 1, failed, None)
+    assert await member.report([Report(pool.keys.guild(*guild.key), guild.generation, 1, failed, None)]) == [True]
     change = Change(pool.registry)
     pool.recovery.failed(guild, Failure("voice_timeout"), -1e12, change)  # long ago: nothing holds it back
     await change.commit(pool.leadership)

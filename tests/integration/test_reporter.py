@@ -107,7 +107,7 @@ async def test_a_state_told_while_another_is_being_written_is_written(
     await store.command("HSET", key, "generation", 7)
     report = membership.report
 
-    async def overtaken(*arguments: Any) -> bool:
+    async def overtaken(*arguments: Any) -> list[bool]:
         done = await report(*arguments)
         monkeypatch.undo()
         tell(reporter, key, "playing", 2)  # the first one stands on Redis, its answer is not here yet
@@ -131,7 +131,7 @@ async def test_a_flood_in_the_middle_of_a_write_costs_none_of_the_newest(
     await store.command("HSET", key, "generation", 7)
     report = membership.report
 
-    async def flooded(*arguments: Any) -> bool:
+    async def flooded(*arguments: Any) -> list[bool]:
         done = await report(*arguments)
         monkeypatch.undo()
         for at in range(2, 2 + KEPT):
@@ -155,7 +155,7 @@ async def test_a_report_whose_answer_was_lost_is_told_once(
     await store.command("HSET", key, "generation", 7)
     report = membership.report
 
-    async def unanswered(*arguments: Any) -> bool:
+    async def unanswered(*arguments: Any) -> list[bool]:
         await report(*arguments)
         monkeypatch.undo()
         raise StoreUnavailable("the connection broke")
@@ -247,6 +247,21 @@ async def test_who_waits_for_the_last_report_waits_for_a_bounded_time(keys: Keys
             await reporter.flushed(0.05)
     assert any(line["event"] == "report.given_up" for line in lines)
     await away.close()
+
+
+async def test_more_records_than_are_written_at_once_are_all_written(store: Store, keys: Keys) -> None:
+    """Each in its order; a server that does not know the script yet is told it."""
+    await store.command("SCRIPT", "FLUSH")
+    reporter = Reporter(Membership(store, keys, RECORD, LocalClock()))
+    records = [keys.guild("main", str(number)) for number in range(150)]
+    for key in records:
+        await store.command("HSET", key, "generation", 7)
+        tell(reporter, key, "connecting", 1)
+        tell(reporter, key, "playing", 2)
+    async with running(reporter):
+        await reporter.flushed(BOUND_S)
+    assert [await status(store, key) for key in records] == [GuildStatus(state="playing", at=2)] * 150
+    assert sorted(await told(store, keys)) == ["guild.connecting"] * 150 + ["guild.playing"] * 150
 
 
 async def test_nothing_told_is_flushed(store: Store, keys: Keys) -> None:

@@ -21,6 +21,7 @@ from shared.store.client import Store
 from shared.store.keys import Keys
 from shared.store.time_sync import TimeSync, begin_time
 from tests.media.audio import PROGRAMME, decode_file, write_audio
+from tests.media.radio import Radio
 from worker.encode.publish import Publisher
 from worker.encode.run import SourceRun
 from worker.encode.source import SourceChild
@@ -46,7 +47,7 @@ class Air:
         return SourceWant(generation=term, term=term, spec=spec)
 
     def start(self, want: SourceWant) -> SourceRun:
-        publisher = Publisher(self.raw, self.key(want), want.spec.source.lead_ms)
+        publisher = Publisher(self.raw, self.key(want), want.spec.source.lead_ms_of(live=False))
         run = SourceRun(want, publisher, self.clock, self.media, self._tell)
         self.runs.append(run)
         return run
@@ -243,7 +244,7 @@ async def test_a_source_that_runs_dry_flags_the_gap_and_returns_ahead_of_now(air
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     host, port = runner.addresses[0][:2]
-    want = air.want(f"http://{host}:{port}/halting.wav", run=next(_runs), term=10)
+    want = air.want(f"http://{host}:{port}/halting.wav", run=next(_runs), term=10, lead_ms=2_000)
     run = air.start(want)
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -302,3 +303,44 @@ async def test_a_child_that_cannot_be_started_is_a_stall_like_any_other(
     air.start(want)
     await air.until_frames(want, 50)
     assert air.told[0] == ("stalled", "", ErrorCode.SOURCE_BROKEN)
+
+
+async def test_live_input_is_late_by_its_lead(air: Air) -> None:
+    """Each frame of a station is played its lead after it was made, and not before."""
+    async with Radio("ogg") as radio:
+        want = air.want(radio.url, run=next(_runs), term=10, lead_ms=2_500)
+        run = air.start(want)
+        entries = await air.until_frames(want, 150)
+        await run.close()
+    assert_contiguous(entries)
+    for entry in entries:
+        made_us = radio.made_ns(radio.listened_from[0] + entry.position_samples + 960) // 1_000
+        assert entry.epoch_us + entry.first_index * TICK_US - made_us >= (2_500 - 20) * 1_000
+
+
+async def test_a_file_of_unknown_length_is_played_whole(air: Air) -> None:
+    """It looks like live input, but comes faster: nothing of it is left out."""
+    music = decode_file(PROGRAMME)[: 15 * 48_000]
+    body = write_audio(air.media / "clip.mp3", music, codec="libmp3lame", options={"write_xing": "0"}).read_bytes()
+
+    async def chunked(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(body)
+        return response
+
+    app = web.Application()
+    app.router.add_get("/chunked", chunked)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        host, port = runner.addresses[0][:2]
+        want = air.want(f"http://{host}:{port}/chunked", run=next(_runs), term=10, lead_ms=30_000)
+        run = air.start(want)
+        entries = await air.until_frames(want, 740)
+        await run.close()
+    finally:
+        await runner.cleanup()
+    assert_contiguous(entries)
+    assert (entries[0].first_index, entries[0].position_samples) == (0, 0)

@@ -21,7 +21,7 @@ from shared.schema.records import GuildState, GuildStatus, GuildWant, WorkerReco
 from shared.settings import Settings
 from shared.store.client import Store
 from shared.store.keys import Keys
-from worker.membership import Membership
+from worker.membership import Membership, Report
 
 BOUND_S = 15.0
 BOT = "123456789012345678"
@@ -120,7 +120,7 @@ class Pool:
         status = GuildStatus(state=state, at=unix_ms(), worker="w", **more)
         event = guild_event(want.spec, status, worker="w", generation=want.generation)
         key = self.keys.guild("main", want.spec.guild)
-        assert await self.member.report(key, want.generation, next(self._numbers), status, event)
+        assert await self.member.report([Report(key, want.generation, next(self._numbers), status, event)]) == [True]
 
     async def close(self, want: GuildWant, close_code: int) -> None:
         """The voice server ended the session."""

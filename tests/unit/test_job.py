@@ -50,7 +50,8 @@ def test_a_job_is_read_with_its_defaults() -> None:
     assert isinstance(job.voice, Voice)
     start = decode_job(text(START))
     assert isinstance(start, BroadcastStart)
-    assert (start.opus.bitrate, start.opus.vbr, start.source.lead_ms) == (96_000, True, 30_000)
+    assert (start.opus.bitrate, start.opus.vbr, start.source.lead_ms) == (96_000, True, None)
+    assert [start.source.lead_ms_of(live=live) for live in (False, True)] == [30_000, 1_000]
 
 
 @pytest.mark.parametrize("name", ["guild", "channel", "broadcast", "id", "v"])

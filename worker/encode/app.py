@@ -97,7 +97,8 @@ class EncodeWorker:
             for key, want in wants.items():
                 run = self._runs.get(key)
                 if run is None:
-                    publisher = Publisher(self._frames, self._keys.frames(want.spec.run), want.spec.source.lead_ms)
+                    lead_ms = want.spec.source.lead_ms_of(live=False)  # the longer one: not known yet
+                    publisher = Publisher(self._frames, self._keys.frames(want.spec.run), lead_ms)
                     self._runs[key] = SourceRun(want, publisher, self._clock, self._settings.media_dir, self._tell)
                 elif run.want != want:
                     run.update(want)

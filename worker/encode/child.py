@@ -86,7 +86,8 @@ def run(order: ChildOrder, writer: RecordWriter) -> None:
             packet = encoder.encode(block.pcm)
             if number < preroll_frames:
                 continue
-            writer.write(pack(Kind.FRAME, packet, position_samples=block.position_samples))
+            kind = Kind.LIVE_FRAME if block.live else Kind.FRAME
+            writer.write(pack(kind, packet, position_samples=block.position_samples))
             position = block.position_samples + FRAME_SAMPLES
         for packet in encoder.flush():
             writer.write(pack(Kind.FRAME, packet, position_samples=position))

@@ -78,10 +78,12 @@ class Block:
     Attributes:
         position_samples: of the first sample, in the source's own time at 48 kHz; begins again with every pass.
         pcm: shape (960, 2), full scale at 1.0.
+        live: it comes from the web and has no known end.
     """
 
     position_samples: int
     pcm: Pcm
+    live: bool = False
 
 
 def decode(
@@ -108,7 +110,7 @@ def decode(
     first_pass = True
     while True:
         begun = False
-        for position, frame in _one_pass(url, start if first_pass else 0, io_timeout_s):
+        for position, frame in _one_pass(url, start if first_pass else 0, io_timeout_s, blocks):
             blocks.add(resampler.adapt(frame))
             if not begun:
                 begun = True
@@ -130,13 +132,14 @@ def decode(
     yield from blocks.rest()
 
 
-def _one_pass(url: str, start_samples: int, io_timeout_s: float) -> Iterator[tuple[int, AudioFrame]]:
+def _one_pass(url: str, start_samples: int, io_timeout_s: float, blocks: _Blocks) -> Iterator[tuple[int, AudioFrame]]:
     """Decoded frames, each with its position at 48 kHz; they begin at most about `PREROLL_SAMPLES` before the start.
 
-    Nothing is yielded when the source ends before that.
+    Nothing is yielded when the source ends before that. `blocks` are told whether the source is live.
     """
     wanted = max(0, start_samples - PREROLL_SAMPLES)
     with _open(url, io_timeout_s) as media:
+        blocks.live = media.is_live
         if start_samples and media.is_live:
             yield from _counted(media.frames(), start_samples)
             return
@@ -372,6 +375,7 @@ class _Blocks:
     """Cuts a run of samples into blocks and knows the position of each."""
 
     def __init__(self) -> None:
+        self.live = False
         self._held = _NOTHING
         self._first = 0
         self._to_skip = 0
@@ -407,7 +411,7 @@ class _Blocks:
         cut = len(self._held) // FRAME_SAMPLES * FRAME_SAMPLES
         ready, self._held = self._held[:cut], self._held[cut:]
         for begin in range(0, cut, FRAME_SAMPLES):
-            yield Block(self.position_at(self._first), ready[begin : begin + FRAME_SAMPLES])
+            yield Block(self.position_at(self._first), ready[begin : begin + FRAME_SAMPLES], self.live)
             self._first += FRAME_SAMPLES
 
     def rest(self) -> Iterator[Block]:
@@ -415,7 +419,7 @@ class _Blocks:
         if len(self._held):
             pcm = np.zeros((FRAME_SAMPLES, CHANNELS), np.float32)
             pcm[: len(self._held)] = self._held
-            yield Block(self.position_at(self._first), pcm)
+            yield Block(self.position_at(self._first), pcm, self.live)
 
 
 def _stereo(frame: AudioFrame) -> Pcm:

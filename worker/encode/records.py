@@ -60,6 +60,8 @@ class Kind(IntEnum):
     FRAME = 1
     ERROR = 2
     END = 3
+    LIVE_FRAME = 4
+    """A frame of a source whose end is not known: it may be live."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def pack(kind: Kind, body: bytes = b"", *, item: int = 0, position_samples: int 
 
     Args:
         kind: what the body is.
-        body: one Opus packet (FRAME), JSON (ERROR) or nothing (END); at most `MAX_BODY_BYTES`.
+        body: one Opus packet (FRAME, LIVE_FRAME), JSON (ERROR) or nothing (END); at most `MAX_BODY_BYTES`.
         item: place in the playlist, from 0; 32 bits.
         position_samples: first sample of the frame within the item, at 48 kHz; 64 bits.
     Raises: ValueError: a value does not fit its field.

@@ -17,13 +17,15 @@ from shared.errors import ErrorCode, Fenced, GuildcastError, SourceError, StoreE
 from shared.logs import get_logger
 from shared.schema.frame_entry import FRAMES_PER_ENTRY, TICK_US, Flags, FrameEntry
 from shared.schema.records import BroadcastState, SourceWant
+from worker.encode.live import QUIET_S, Beginning, LiveBeginning, entry_frames
 from worker.encode.publish import Publisher
 from worker.encode.records import ChildOrder
 from worker.encode.resolve import resolve_source
 from worker.encode.source import EncodedFrame, SourceChild
 
+_TICK_NS = TICK_US * NS_PER_US
 START_FRAMES = 25
-"""A run goes on air when 500 ms of it are there."""
+"""A run goes on air when 500 ms of it are there; live input, when it comes at its own pace (`worker.encode.live`)."""
 CUT_AHEAD_NS = 200 * NS_PER_MS
 """A cut, a start or a return lies this far ahead, so that every worker knows of it in time."""
 MARK_AHEAD_NS = 100 * NS_PER_MS
@@ -36,7 +38,6 @@ _SEEK_TIMEOUT_S = 120.0
 """To reach a place in a source that cannot seek, all before it must be read first."""
 _QUEUE_FRAMES = 50
 _FRAME_SAMPLES = 960
-_TICK_NS = TICK_US * NS_PER_US
 
 Tell = Callable[["SourceRun", BroadcastState, str, GuildcastError | None], None]
 _T = TypeVar("_T")
@@ -73,6 +74,8 @@ class SourceRun:
         """Nothing lies ahead of the listeners: what comes next starts at now + 200 ms."""
         self._frames: asyncio.Queue[EncodedFrame | SourceError | None] = asyncio.Queue(_QUEUE_FRAMES)
         self._heard = False
+        self._live = False
+        self._live_beginning: LiveBeginning | None = None
         self._child: SourceChild | None = None
         self._log = get_logger().bind(broadcast=want.spec.broadcast, run=want.spec.run, term=want.term)
         self.task = asyncio.create_task(self._run(), name=f"source {want.spec.broadcast}")
@@ -161,10 +164,11 @@ class SourceRun:
         while True:
             frame = await self._next_frame()
             if isinstance(frame, EncodedFrame):
+                self._live = frame.live
                 self._batch.append(frame)
-                if not self.epoch_us and len(self._batch) < START_FRAMES:
+                if not self.epoch_us and not self._may_begin():
                     continue
-                while len(self._batch) >= FRAMES_PER_ENTRY:
+                while len(self._batch) >= self._entry_frames:
                     await self._publish_batch(Flags.NONE)
             elif frame is None:
                 await self._publish_batch(Flags.ENDED)
@@ -176,8 +180,44 @@ class SourceRun:
                 await self._finished("source_failed", frame)
                 return
 
+    @property
+    def _lead_ms(self) -> int:
+        return self.want.spec.source.lead_ms_of(live=self._live)
+
+    @property
+    def _entry_frames(self) -> int:
+        return entry_frames(self._lead_ms) if self._live else FRAMES_PER_ENTRY
+
+    def _may_begin(self) -> bool:
+        """Whether the run may go on air with what is there; of live input, only what its lead allows is kept."""
+        if not self._live:
+            return len(self._batch) >= START_FRAMES
+        self._live_beginning = self._live_beginning or LiveBeginning(self._lead_ms, CUT_AHEAD_NS)
+        return self._begin_live(self._live_beginning.arrived(self._clock.now_ns()))
+
+    def _begin_live(self, beginning: Beginning | None) -> bool:
+        if beginning is None:
+            return False
+        self._live_beginning = None
+        self._batch = self._batch[-beginning.frames :]
+        self._begin_at(beginning.first_at_ns)
+        return True
+
+    def _begin_at(self, common_ns: int) -> None:
+        """Frame 0 is due then, or just after it."""
+        self.epoch_us = -(-common_ns // _TICK_NS) * TICK_US
+        self._away = False
+
     async def _next_frame(self) -> EncodedFrame | SourceError | None:
         """The next frame; when listeners are about to run dry before it comes, the gap is flagged first."""
+        if self._live_beginning is not None:
+            try:
+                async with asyncio.timeout(QUIET_S):
+                    return await self._frames.get()
+            except TimeoutError:
+                if self._begin_live(self._live_beginning.quiet(self._clock.now_ns())):
+                    while len(self._batch) >= self._entry_frames:
+                        await self._publish_batch(Flags.NONE)
         if self.epoch_us and not self._away:
             deadline_ns = self._time_ns(self._next_index) - MARK_AHEAD_NS - self._clock.now_ns()
             try:
@@ -193,11 +233,10 @@ class SourceRun:
 
     async def _publish_batch(self, flags: Flags) -> None:
         """Publish up to five frames, or a mark where there is none, when their lead has come."""
-        batch, self._batch = self._batch[:FRAMES_PER_ENTRY], self._batch[FRAMES_PER_ENTRY:]
+        batch, self._batch = self._batch[: self._entry_frames], self._batch[self._entry_frames :]
         last = not self._batch
         if not self.epoch_us:
-            self.epoch_us = -(-(self._clock.now_us() + CUT_AHEAD_NS // NS_PER_US) // TICK_US) * TICK_US
-            self._away = False
+            self._begin_at(self._clock.now_ns() + CUT_AHEAD_NS)
         if self._away and batch:
             self._next_index = max(self._next_index + 1, self._index_at(self._clock.now_ns() + CUT_AHEAD_NS))
         self._away = False
@@ -242,7 +281,7 @@ class SourceRun:
                 return
 
     async def _until_lead(self) -> None:
-        wait_ns = self._time_ns(self._next_index) - self.want.spec.source.lead_ms * NS_PER_MS - self._clock.now_ns()
+        wait_ns = self._time_ns(self._next_index) - self._lead_ms * NS_PER_MS - self._clock.now_ns()
         if wait_ns > 0:
             await asyncio.sleep(wait_ns / 1e9)
 

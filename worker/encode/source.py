@@ -44,11 +44,13 @@ class EncodedFrame:
         item: place in the playlist, from 0.
         position_samples: of the first sample encoded, within the item, at 48 kHz. Heard, it is later by the
             encoder's delay of a few milliseconds.
+        live: of a source whose end is not known.
     """
 
     packet: bytes
     item: int
     position_samples: int
+    live: bool = False
 
 
 class SourceChild:
@@ -150,12 +152,12 @@ class SourceChild:
                 return None
             case Kind.ERROR:
                 raise self._told(body)
-            case Kind.FRAME:
+            case Kind.FRAME | Kind.LIVE_FRAME:
                 try:
                     check_frame(body)
                 except MalformedPacket as error:
                     raise self._failed(f"the encoding process wrote what is no frame: {error.message}") from error
-                return EncodedFrame(packet=body, item=header.item, position_samples=header.position_samples)
+                return EncodedFrame(body, header.item, header.position_samples, header.kind is Kind.LIVE_FRAME)
 
     async def close(self) -> None:
         """Kill the child, reap it, close the pipe; may be called again, at any time. Cancelled, it reaps all the same.

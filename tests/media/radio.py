@@ -1,0 +1,158 @@
+"""A live source: an endless HTTP stream in real time, with marks at known moments.
+
+A second of it is silence but for a burst of a tone. Its pitch says which second it is, so that a mark that is heard
+says when it was made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import av
+import numpy as np
+from aiohttp import web
+from av.audio.stream import AudioStream
+from numpy.typing import NDArray
+
+from shared.clock import NS_PER_S
+
+RATE = 48_000
+BLOCK = 960
+_BURST_SAMPLES = RATE // 5
+_LOWEST_HZ, _STEP_HZ, _PITCHES = 500, 125, 40
+_LEVEL = 0.5
+_HEARD_FROM = 0.3
+"""Of the burst's level: codecs smear a little of it forwards."""
+
+
+class Format(NamedTuple):
+    """How a radio sends."""
+
+    container: str
+    codec: str
+    content_type: str
+    options: dict[str, str]
+
+
+FORMATS = {
+    "mp3": Format("mp3", "libmp3lame", "audio/mpeg", {"write_xing": "0", "id3v2_version": "0"}),
+    "ogg": Format("ogg", "libopus", "audio/ogg", {"page_duration": "20000"}),
+}
+_BITRATE = 128_000
+
+Pcm = NDArray[np.float32]
+
+
+def marks(first_sample: int, samples: int) -> Pcm:
+    """A piece of the programme, shape (n, 2); the first sample of all is number 0."""
+    place = np.arange(first_sample, first_sample + samples)
+    hertz = _LOWEST_HZ + _STEP_HZ * (place // RATE % _PITCHES)
+    tone = _LEVEL * np.sin(2 * np.pi * hertz * (place % RATE) / RATE) * (place % RATE < _BURST_SAMPLES)
+    return np.repeat(tone.astype(np.float32)[:, np.newaxis], 2, axis=1)
+
+
+def find_marks(pcm: Pcm) -> list[tuple[int, int]]:
+    """Onsets of the bursts in what was heard: the first sample of each, and which second it marks, modulo 40."""
+    loud = np.flatnonzero(np.abs(pcm[:, 0]) > _HEARD_FROM * _LEVEL)
+    if not len(loud):
+        return []
+    onsets = loud[np.flatnonzero(np.diff(loud, prepend=-RATE) > RATE // 4)]
+    found = []
+    for onset in onsets[onsets > RATE // 4]:  # what is loud from the start began before it
+        burst = pcm[onset : onset + _BURST_SAMPLES, 0]
+        if len(burst) == _BURST_SAMPLES:
+            peak_hz = int(np.argmax(np.abs(np.fft.rfft(burst)))) * RATE / _BURST_SAMPLES
+            found.append((int(onset), round((peak_hz - _LOWEST_HZ) / _STEP_HZ) % _PITCHES))
+    return found
+
+
+class _Sink(io.RawIOBase):
+    """Takes what a muxer writes, until it is fetched."""
+
+    def __init__(self) -> None:
+        self._written = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self._written += data
+        return len(data)
+
+    def fetch(self) -> bytes:
+        fetched = bytes(self._written)
+        self._written.clear()
+        return fetched
+
+
+class Radio:
+    """`async with Radio(...) as radio`: on air from `began_ns` on, whether or not somebody listens.
+
+    Attributes:
+        began_ns: when sample 0 was made, on the clock of the day.
+        listened_from: the first sample that each listener got.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._format = FORMATS[name]
+        self.began_ns = time.time_ns()
+        self.listened_from: list[int] = []
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_get("/radio", self._send)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._runner.cleanup()
+
+    @property
+    def url(self) -> str:
+        addresses: Sequence[tuple[str, int]] = self._runner.addresses
+        return f"http://127.0.0.1:{addresses[0][1]}/radio"
+
+    def made_ns(self, sample: int) -> int:
+        """When a sample was made."""
+        return self.began_ns + sample * NS_PER_S // RATE
+
+    def mark_made_ns(self, second: int, heard_ns: int) -> int:
+        """When the mark of a second, modulo 40, was made: the last one of its pitch before it was heard."""
+        turns = (heard_ns - self.made_ns(second * RATE)) // (_PITCHES * NS_PER_S)
+        return self.made_ns((turns * _PITCHES + second) * RATE)
+
+    async def _send(self, request: web.Request) -> web.StreamResponse:
+        """Each listener from now on, a block as soon as its last sample was made."""
+        response = web.StreamResponse(headers={"Content-Type": self._format.content_type})
+        await response.prepare(request)
+        sink = _Sink()
+        options = self._format.options | {"flush_packets": "1"}
+        with av.open(sink, "w", format=self._format.container, options=options) as container:
+            stream = container.add_stream(self._format.codec, rate=RATE, layout="stereo")
+            assert isinstance(stream, AudioStream)
+            stream.bit_rate = _BITRATE
+            resampler = av.AudioResampler(format=stream.format.name, layout="stereo", rate=RATE)
+            next_sample = (time.time_ns() - self.began_ns) * RATE // NS_PER_S // BLOCK * BLOCK
+            first_sample = next_sample
+            self.listened_from.append(first_sample)
+            while True:
+                due_ns = self.began_ns + (next_sample + BLOCK) * NS_PER_S // RATE
+                await asyncio.sleep((due_ns - time.time_ns()) / NS_PER_S)
+                frame = av.AudioFrame.from_ndarray(marks(next_sample, BLOCK).reshape(1, -1), "flt", "stereo")
+                frame.sample_rate, frame.pts = RATE, next_sample - first_sample
+                for part in resampler.resample(frame):
+                    container.mux(stream.encode(part))
+                next_sample += BLOCK
+                try:
+                    await response.write(sink.fetch())
+                except ConnectionError:
+                    return response

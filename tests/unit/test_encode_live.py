@@ -1,0 +1,79 @@
+"""When live input may go on air: at its own pace, late by its lead, without what is too old for that."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from worker.encode.live import LEAST_FRAMES, LONGEST_BURST_FRAMES, Beginning, LiveBeginning, entry_frames
+
+MS = 1_000_000
+TICK_NS = 20 * MS
+LEAST_NS = 200 * MS
+ENCODED_NS = MS // 2
+"""Between two frames of a burst."""
+
+
+def begin(lead_ms: int, burst_frames: int, chunk_frames: int = 1) -> tuple[Beginning, int, int]:
+    """What is found of a source that begins with a burst; how many frames came until then, and when the last one."""
+    watched = LiveBeginning(lead_ms, LEAST_NS)
+    now_ns = 0
+    for number in itertools.count(1):
+        if number <= burst_frames or (number - burst_frames) % chunk_frames:
+            now_ns += ENCODED_NS
+        else:
+            now_ns += chunk_frames * TICK_NS
+        found = watched.arrived(now_ns)
+        if found is not None:
+            return found, number, now_ns
+    raise AssertionError
+
+
+@pytest.mark.parametrize("burst_frames", [0, 60, 200])
+def test_the_newest_frame_is_late_by_the_lead(burst_frames: int) -> None:
+    """Whatever was sent at once; a second of it is kept, and the rest is left out."""
+    (frames, first_at_ns), came, now_ns = begin(1_000, burst_frames)
+    assert came > burst_frames
+    assert frames == min(came, 41)
+    assert first_at_ns + (frames - 1) * TICK_NS == now_ns + 1_000 * MS
+
+
+def test_under_the_shortest_lead_only_the_newest_frame_is_kept() -> None:
+    """It lies as far ahead as everybody needs to know of it."""
+    (frames, first_at_ns), _, now_ns = begin(200, 100)
+    assert (frames, first_at_ns - now_ns) == (1, LEAST_NS)
+
+
+def test_a_longer_lead_than_the_burst_plays_all_of_it() -> None:
+    """Nothing is left out for which there is time."""
+    (frames, first_at_ns), came, now_ns = begin(30_000, 100)
+    assert frames == came
+    assert first_at_ns > now_ns + LEAST_NS
+
+
+@pytest.mark.parametrize("chunk_frames", [2, 12, 50])
+def test_a_source_that_sends_in_chunks_has_its_own_pace(chunk_frames: int) -> None:
+    """A pause behind a chunk is no burst any more."""
+    _, came, _ = begin(1_000, 100, chunk_frames)
+    assert came < 100 + 3 * chunk_frames
+
+
+def test_a_source_that_pauses_after_its_burst_begins_then() -> None:
+    """With what there is, if that is enough to begin with at all."""
+    watched = LiveBeginning(1_000, LEAST_NS)
+    for number in range(LEAST_FRAMES):
+        assert watched.quiet(number * ENCODED_NS) is None
+        assert watched.arrived(number * ENCODED_NS) is None
+    assert watched.quiet(100 * MS) == Beginning(LEAST_FRAMES, (1_100 - 20 * (LEAST_FRAMES - 1)) * MS)
+
+
+def test_what_never_comes_at_its_own_pace_loses_nothing() -> None:
+    """A file of unknown length is read as fast as it can be, and played from its beginning."""
+    found, came, now_ns = begin(1_000, 10 * LONGEST_BURST_FRAMES)
+    assert (found, came) == (Beginning(came, now_ns + LEAST_NS), LONGEST_BURST_FRAMES)
+
+
+def test_entries_are_short_under_a_short_lead() -> None:
+    """Five frames would be there only when the first one is nearly due."""
+    assert [entry_frames(lead_ms) for lead_ms in (200, 499, 500, 1_000)] == [2, 2, 5, 5]

@@ -1,0 +1,73 @@
+"""When live input may go on air, and with which of its frames. Pure.
+
+What comes from a live source begins with a burst: servers send some seconds at once, and while the source was opened
+sound came in as well. Played from its beginning, that would be late by its length for ever. So the run begins when
+frames come at their own pace, and what is older than the lead allows is left out.
+
+Source: design section 3, "Lead".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from shared.clock import NS_PER_MS, NS_PER_US
+from shared.schema.frame_entry import FRAMES_PER_ENTRY, TICK_US
+
+_TICK_NS = TICK_US * NS_PER_US
+PACE_FRAMES = 5
+PACE_NS = PACE_FRAMES * _TICK_NS // 2
+"""So many frames in less time are a burst."""
+QUIET_S = 0.1
+LEAST_FRAMES = 25
+"""Of less than 500 ms, a source that pauses is waited for."""
+LONGEST_BURST_FRAMES = 500
+"""What still comes faster after 10 s of sound is not live, whatever is known of its end."""
+_SHORT_LEAD_MS = 500
+_SHORT_LEAD_ENTRY_FRAMES = 2
+
+
+class Beginning(NamedTuple):
+    """How many of the newest frames are played, and when the first of them."""
+
+    frames: int
+    first_at_ns: int
+
+
+class LiveBeginning:
+    """Watches the first frames of a live source.
+
+    Args:
+        lead_ms: by how much the newest frame is late.
+        least_ns: how far ahead of now the first frame must lie.
+    """
+
+    def __init__(self, lead_ms: int, least_ns: int) -> None:
+        self._lead_ns = max(lead_ms * NS_PER_MS, least_ns)
+        self._least_ns = least_ns
+        self._frames = 0
+        self._arrivals_ns: deque[int] = deque(maxlen=PACE_FRAMES + 1)
+
+    def arrived(self, now_ns: int) -> Beginning | None:
+        """Take note of a frame; None: it is too early to begin."""
+        self._frames += 1
+        self._arrivals_ns.append(now_ns)
+        if len(self._arrivals_ns) > PACE_FRAMES and now_ns - self._arrivals_ns[0] >= PACE_NS:
+            return self._begin(now_ns)
+        if self._frames == LONGEST_BURST_FRAMES:
+            return Beginning(self._frames, now_ns + self._least_ns)
+        return None
+
+    def quiet(self, now_ns: int) -> Beginning | None:
+        """Take note that nothing came for `QUIET_S`: the burst is over, and the next piece takes its time."""
+        return self._begin(now_ns) if self._frames >= LEAST_FRAMES else None
+
+    def _begin(self, now_ns: int) -> Beginning:
+        frames = min(self._frames, 1 + (self._lead_ns - self._least_ns) // _TICK_NS)
+        return Beginning(frames, now_ns + self._lead_ns - (frames - 1) * _TICK_NS)
+
+
+def entry_frames(lead_ms: int) -> int:
+    """How many frames of live input go into one entry: under a short lead they cannot wait for five to be there."""
+    return FRAMES_PER_ENTRY if lead_ms >= _SHORT_LEAD_MS else _SHORT_LEAD_ENTRY_FRAMES
