@@ -9,7 +9,9 @@ Source: voice protocol reference, sections 4.5, 6.9 (fault injection list) and 8
 from __future__ import annotations
 
 import asyncio
+import gc
 import ssl
+import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -114,6 +116,7 @@ class Line:
         *,
         kind: ChannelKind = "voice",
         members: int = 1,
+        receiving: bool = True,
     ) -> AsyncIterator[None]:
         """Be connected, with everybody in one group; a fault may befall the join."""
         (voice,) = await self.discord.issue([(GUILD, CHANNEL)], kind=kind, members=members)
@@ -129,7 +132,7 @@ class Line:
             may_resume=lambda: asyncio.sleep(0),
             owner=self,
             speaking=1,
-            receiver=self.receiver,
+            receiver=self.receiver if receiving else None,
         )
         self._running = asyncio.create_task(self.connection.run())
         try:
@@ -142,6 +145,10 @@ class Line:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
             self.receiver.close()
+
+    def forget(self) -> None:
+        """Let go of the session."""
+        del self.connection, self._running
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for something, as long as the session lives."""
@@ -412,6 +419,29 @@ async def test_in_the_clear_only_after_a_downgrade(line: Line, words: list[bytes
             await line.until(partial(in_force, dave, version), fault)
             await line.speak(words)
             assert opus_of(await until_stopped(stream)) == [*words, *CLOSING]
+
+
+async def test_new_keys_are_a_new_function(line: Line) -> None:
+    """Whoever builds ahead sees by it that what is built under the keys before can be built again."""
+    async with line.open():
+        before = line.connection.dave.protect
+        assert line.connection.dave.protect is before
+        epoch = line.connection.dave.mls_epoch
+        await line.join_member()
+        await line.until(lambda: line.connection.dave.protect is not before, f"keys of another epoch than {epoch}")
+
+
+async def test_an_ended_session_is_gone_without_a_collection(line: Line) -> None:
+    """Collections look at established sessions no more, so one that ends must leave no cycle behind."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with line.open(receiving=False):
+            group, gateway = weakref.ref(line.connection.dave), weakref.ref(line.connection._gateway)
+        line.forget()
+        assert (group(), gateway()) == (None, None)
+    finally:
+        gc.enable()
 
 
 # resuming

@@ -255,6 +255,8 @@ class Dave:
         """The session is over: nothing is executed any more."""
         for transition_id in list(self._pending):
             self._drop(transition_id)
+        self._untaken.clear()
+        self._session = None  # it holds on to us, and we to it
 
     async def _work(self) -> None:
         """Do in turns what takes milliseconds."""
@@ -300,10 +302,7 @@ class Dave:
             return
         self._described = version
         if self._encrypt is None:
-            ssrc = self._gateway.ssrc
-            assert ssrc is not None
-            self._encryptor.assign_ssrc_to_codec(ssrc, dave.Codec.opus)
-            self._encrypt = partial(self._encryptor.encrypt, dave.MediaType.audio, ssrc)
+            self._renew_encrypt()
         if not version:
             self._guess_nothing(self._pending)
             self._execute(0, None)
@@ -311,6 +310,13 @@ class Dave:
         self.version, self.refused = version, False
         self._begin(version)
         self._wait_or_not()
+
+    def _renew_encrypt(self) -> None:
+        """A function of its own for each set of keys: whoever holds it sees by it that they changed."""
+        ssrc = self._gateway.ssrc
+        assert ssrc is not None
+        self._encryptor.assign_ssrc_to_codec(ssrc, dave.Codec.opus)
+        self._encrypt = partial(self._encryptor.encrypt, dave.MediaType.audio, ssrc)
 
     def _begin(self, version: int) -> None:
         """Begin without a group: a fresh state, and a key package by which others add us."""
@@ -527,6 +533,7 @@ class Dave:
         elif keys is not None and keys.number > self._keys_in_force:
             self._keys_in_force = keys.number
             self._encryptor.set_key_ratchet(keys.ratchet)
+            self._renew_encrypt()
             self._counters.epochs += 1
         self._drop_keys_for_nobody()
         self._wait_or_not()
