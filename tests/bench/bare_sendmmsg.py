@@ -77,7 +77,7 @@ def main() -> None:
         rows = np.flatnonzero(table.slot == slot)
         plans.append(SlotPlan(table, rows[np.argsort(table.socket[rows], kind="stable")], fds))
     for plan in plans:
-        plan.lengths[0][:] = _PACKET_BYTES
+        plan.prepare(_PACKET_BYTES)
     receiving = _receive_and_forget(receivers)
     timer = Timer()
     packets = inside_ns = 0
@@ -87,7 +87,7 @@ def main() -> None:
         timer.sleep_until(start_ns + number * (TICK_NS // SLOTS))
         plan = plans[number % SLOTS]
         before_ns = time.process_time_ns()
-        sent, _ = plan.send_prebuilt(table)
+        sent, _ = plan.send_prepared(table)
         inside_ns += time.process_time_ns() - before_ns
         packets += sent
     all_ns = time.process_time_ns() - began_ns
