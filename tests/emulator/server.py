@@ -337,7 +337,9 @@ class VoiceServer:
             raise Refused(Close.UNKNOWN_PROTOCOL, "Unknown protocol.")
         if chosen.mode not in session.modes or chosen.mode not in LIVE_MODES:
             raise Refused(Close.UNKNOWN_MODE, "Unknown encryption mode.")
-        if session.peer is None or session.discovered != (chosen.address, chosen.port):
+        # disgo hands back the field with the zero bytes that fill it, and Discord takes that.
+        address = chosen.address.rstrip("\0")
+        if session.peer is None or session.discovered != (address, chosen.port):
             raise Refused(Close.BAD_REQUEST, "not the address that IP discovery told")
         self._recorder.drain()
         session.mode = chosen.mode

@@ -473,6 +473,15 @@ async def test_select_protocol_is_checked(bench: Bench, arguments: dict[str, Any
     assert await client.closed() == code
 
 
+async def test_the_address_may_come_back_with_the_zeros_that_fill_its_field(bench: Bench) -> None:
+    """A client that hands back all 64 bytes of the discovered address gets its key."""
+    client = await (await bench.guild()).connect()
+    await client.authenticate()
+    await client.discover()
+    await client.select(address=client.told[0].ljust(64, "\0"))
+    assert (await client.hear(4))["mode"] == AES
+
+
 async def test_binary_json_is_passed_over(bench: Bench) -> None:
     """A JSON message in a binary frame has no effect."""
     client = await (await bench.guild()).connect()
