@@ -8,6 +8,7 @@ under `setting` is what was measured to cost that peer the least.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ _PYTHON = _RUN / "interop" / "python"
 _NODE = _RUN / "interop" / "node"
 _SONGBIRD = _RUN / "bench" / "peers" / "songbird" / "target" / "release" / "songbird-peer"
 _DISGO = _RUN / "bench" / "peers" / "disgo" / "disgo-peer"
+
+_INSTALLERS_PUT = (str(Path.home() / ".cargo" / "bin"), "/usr/local/go/bin")
 
 _SONGBIRD_THREADS = 1
 """Of tokio, which does everything but the sending."""
@@ -38,7 +41,7 @@ class Peer:
 
     Args:
         installed: the file that is there once it was installed or built.
-        tool: the program on PATH without which that cannot be done; empty if none is needed besides Python.
+        tools: programs without which that cannot be done, besides Python.
         setting: with what it was let do its best.
         version: reads its version from the lock or from what was installed.
         command: starts it, given the file of frames.
@@ -50,7 +53,7 @@ class Peer:
 
     name: str
     installed: Path
-    tool: str
+    tools: Sequence[str]
     setting: str
     version: Callable[[], str]
     command: Callable[[Path], Sequence[str | Path]]
@@ -65,15 +68,14 @@ class Peer:
             raise Absent(self.no_dave)
         if self.installed.exists():
             return
-        if self.tool and not _find(self.tool):
-            raise Absent(f"not built, because this machine has no {self.tool}")
+        if lacking := self.lacking_tools():
+            raise Absent(f"not built, because this machine lacks {' and '.join(lacking)}")
         raise Absent("not built: run make bench-peers")
 
-
-def _find(tool: str) -> str | None:
-    """A program on PATH, or where its own installer puts it."""
-    usual = {"cargo": Path.home() / ".cargo" / "bin", "go": Path("/usr/local/go/bin")}
-    return shutil.which(tool) or shutil.which(tool, path=str(usual.get(tool, "")))
+    def lacking_tools(self) -> list[str]:
+        """Those of its tools that are neither on PATH nor where their own installers put them."""
+        path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_INSTALLERS_PUT))
+        return [tool for tool in self.tools if not shutil.which(tool, path=path)]
 
 
 def _version_of_wheel(package: str) -> str:
@@ -95,7 +97,7 @@ _ALL = (
     Peer(
         name="discord.py",
         installed=_PYTHON / "installed",
-        tool="",
+        tools=(),
         setting="one player thread a guild",
         version=lambda: _version_of_wheel("discord_py"),
         command=lambda frames: [_PYTHON / "bin" / "python", _HERE / "discord_py_player.py", frames],
@@ -104,7 +106,7 @@ _ALL = (
     Peer(
         name="discordjs",
         installed=_NODE / "installed",
-        tool="npm",
+        tools=("npm",),
         setting="one AudioPlayer for all, 64 MiB semi-space",
         version=lambda: json.loads((_NODE / "node_modules/@discordjs/voice/package.json").read_text())["version"],
         command=_discord_js,
@@ -113,7 +115,7 @@ _ALL = (
     Peer(
         name="songbird",
         installed=_SONGBIRD,
-        tool="cargo",
+        tools=("cargo", "cmake", "cc"),
         setting=f"{_SONGBIRD_GUILDS_PER_THREAD} guilds a mixer thread, tokio on {_SONGBIRD_THREADS}",
         version=lambda: _version_in("songbird/Cargo.lock", 'name = "songbird"\nversion = "', '"'),
         command=lambda frames: [_SONGBIRD, frames, str(_SONGBIRD_THREADS), str(_SONGBIRD_GUILDS_PER_THREAD)],
@@ -121,7 +123,7 @@ _ALL = (
     Peer(
         name="disgo",
         installed=_DISGO,
-        tool="go",
+        tools=("go",),
         setting="a goroutine a guild, GOMAXPROCS=1",
         version=lambda: _version_in("disgo/go.mod", "github.com/disgoorg/disgo v", "\n"),
         command=lambda frames: [_DISGO, frames],
