@@ -25,6 +25,7 @@ from tests.bench.results import save, table
 from tests.emulator.records import ChannelKind
 
 _KINDS: dict[ChannelKind, str] = {"stage": "without DAVE", "voice": "with DAVE"}
+_CIPHERS = {"aead_aes256_gcm_rtpsize": "AES-GCM", "aead_xchacha20_poly1305_rtpsize": "XChaCha20"}
 
 
 def draw(figure: Figure, found: Sequence[PeerFigures]) -> None:
@@ -52,11 +53,11 @@ def draw(figure: Figure, found: Sequence[PeerFigures]) -> None:
 
 def show(found: Sequence[PeerFigures], missing: Sequence[Missing]) -> None:
     """The table, and what is missing from it."""
-    columns = ["peer", "version", "kind", "µs/packet", "cores", "packets/s", "wanted", "lost"]
+    columns = ["peer", "version", "kind", "cipher", "µs/packet", "cores", "packets/s", "wanted", "lost"]
     columns += ["late p50", "p99", "p99.9 ms"]
     rows = [
         (
-            *(each.name, each.version, _KINDS[each.kind], each.cpu_us, each.cores.median),
+            *(each.name, each.version, _KINDS[each.kind], _CIPHERS[each.mode], each.cpu_us, each.cores.median),
             *(f"{each.packets_per_s.median:.0f}", f"{each.wanted_per_s:.0f}", each.lost),
             *(each.late_p50_ms, each.late_p99_ms, each.late_p999_ms),
         )

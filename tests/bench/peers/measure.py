@@ -41,6 +41,7 @@ class PeerFigures(NamedTuple):
 
     Attributes:
         kind: a stage has no end-to-end encryption, a voice channel has.
+        mode: the transport encryption that it chose.
         cpu_us: microseconds of CPU time per packet that arrived.
         cores: CPU time per time.
         lost: sequence gaps; `kernel_drops` are packets that the local Discord was too slow for, and among them.
@@ -52,6 +53,7 @@ class PeerFigures(NamedTuple):
     version: str
     setting: str
     kind: ChannelKind
+    mode: str
     guilds: int
     cpu_us: Median
     cores: Median
@@ -126,6 +128,7 @@ async def measure(
             cores.append(spent_ns / passed_ns)
             packets_per_s.append(packets * 1e9 / passed_ns)
             before = after
+        (mode,) = await _modes(discord)
         if process.returncode is not None:
             raise PeerError("ended while it was measured")
     lateness = report.lateness_ms
@@ -134,6 +137,7 @@ async def measure(
         version=peer.version(),
         setting=peer.setting,
         kind=kind,
+        mode=mode,
         guilds=guilds,
         cpu_us=Median.of(cpu_us),
         cores=Median.of(cores),
@@ -210,6 +214,12 @@ def _all_heard(report: Report) -> bool:
     seen = [(row.sessions[-1].user, channel) for row in rows if row.sessions for channel in row.channels]
     grouped = all(channel.dave_version == 0 or user in channel.group for user, channel in seen)
     return report.heard == report.guilds and grouped and not any(channel.in_transition for _, channel in seen)
+
+
+async def _modes(discord: EmulatorClient) -> set[str]:
+    """The transport modes that the guilds' sessions have."""
+    report = await discord.report(guilds=True)
+    return {row.sessions[-1].mode or "" for row in report.guild_rows or []}
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
