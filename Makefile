@@ -6,7 +6,7 @@ GUILDS ?= 100
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor run check format lint types imports unit test test-system fuzz interop bench-fanout bench-seal lock clean
+.PHONY: help install doctor run check format lint types imports unit test test-system fuzz interop bench-fanout bench-peers bench-seal lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -64,7 +64,7 @@ test-whole:
 test-alone: # milliseconds between two hosts: with the machine to itself
 	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/e2e/test_skew.py
 
-test-system: redis ## Tests that need the Debian packages of tests/packages.txt
+test-system: redis peers ## Tests that need the Debian packages of tests/packages.txt, and cargo, go and npm
 	@tests/system/packages-present
 	@$(BIN)/pytest -q tests/system
 
@@ -93,17 +93,50 @@ interop: redis $(INTEROP)/python/installed $(INTEROP)/node/installed ## Prove th
 bench-fanout: redis ## CPU per packet of a worker with its sender, beside bare sendmmsg: make bench-fanout GUILDS=1000
 	@$(BIN)/python -m tests.bench.fanout --guilds $(GUILDS)
 
+PEERS := .run/bench/peers
+PEER_SOURCES := tests/bench/peers
+# cargo and go also where their own installers put them
+WITH_TOOLS := PATH="$$PATH:$$HOME/.cargo/bin:/usr/local/go/bin"
+have = $(shell $(WITH_TOOLS); for tool in $(1); do command -v $$tool >/dev/null || exit; done; echo yes)
+
+$(PEERS)/songbird/target/release/songbird-peer: $(addprefix $(PEER_SOURCES)/songbird/,Cargo.toml Cargo.lock src/main.rs)
+	@mkdir -p $(PEERS)/songbird
+	@cp -r $(PEER_SOURCES)/songbird/Cargo.toml $(PEER_SOURCES)/songbird/src $(PEERS)/songbird/
+	@rm -f $(PEERS)/songbird/Cargo.lock
+	@cd $(PEERS)/songbird && $(WITH_TOOLS) cargo generate-lockfile --quiet
+	@$(BIN)/python -m tests.bench.peers.cargo_lock dress $(PEERS)/songbird/Cargo.lock
+	@echo "building songbird: some minutes" >&2
+	@cd $(PEERS)/songbird && $(WITH_TOOLS) CARGO_TARGET_DIR=target nice cargo build --release --locked --quiet
+	@touch $@
+
+$(PEERS)/disgo/disgo-peer: $(addprefix $(PEER_SOURCES)/disgo/,go.mod go.sum main.go)
+	@cd $(PEER_SOURCES)/disgo && $(WITH_TOOLS) CGO_ENABLED=0 GOTOOLCHAIN=local nice go build -trimpath -o $(CURDIR)/$@ .
+
+.PHONY: peers
+peers: install $(INTEROP)/python/installed # those that this machine has the tools for
+peers: $(if $(call have,npm),$(INTEROP)/node/installed)
+peers: $(if $(call have,cargo cmake cc),$(PEERS)/songbird/target/release/songbird-peer)
+peers: $(if $(call have,go),$(PEERS)/disgo/disgo-peer)
+
+bench-peers: peers ## CPU per packet of discord.py, @discordjs/voice, songbird and disgo: make bench-peers GUILDS=200
+	@$(BIN)/python -m tests.bench.peers $(if $(filter file,$(origin GUILDS)),,--guilds $(GUILDS))
+
 bench-seal: install ## CPU per packet of each transport mode, beside AES-GCM
 	@$(BIN)/python -m tests.bench.seal
 
 LOCK := uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --no-annotate \
 	--python-version 3.11 --upgrade --quiet
 
-lock: ## Renew all lock files (needs uv and npm)
+lock: ## Renew all lock files (needs uv, npm, cargo and go)
 	$(LOCK) --extra dev pyproject.toml -o requirements.lock
 	$(LOCK) tests/interop/requirements.in -o tests/interop/requirements.lock
 	cd tests/interop && npm update --package-lock-only --ignore-scripts
 	$(BIN)/python -m tests.interop.bare_lock
+	mkdir -p $(PEERS)/songbird
+	cp -r $(PEER_SOURCES)/songbird/Cargo.toml $(PEER_SOURCES)/songbird/src $(PEERS)/songbird/
+	cd $(PEERS)/songbird && $(WITH_TOOLS) cargo update --quiet
+	$(BIN)/python -m tests.bench.peers.cargo_lock strip $(PEERS)/songbird/Cargo.lock
+	cd $(PEER_SOURCES)/disgo && $(WITH_TOOLS) go mod tidy
 
 clean: ## Remove everything that can be made again
 	rm -rf $(VENV) .run .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

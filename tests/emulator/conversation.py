@@ -35,7 +35,10 @@ class Conversation:
     Every close goes through `run`, with nobody else reading: the peer's own close is waited for, so the code arrives.
     """
 
-    def __init__(self, server: "VoiceServer", endpoint: "Endpoint", socket: web.WebSocketResponse) -> None:
+    def __init__(
+        self, server: "VoiceServer", endpoint: "Endpoint", socket: web.WebSocketResponse, version: int
+    ) -> None:
+        self.version = version
         self._server = server
         self._endpoint = endpoint
         self._socket = socket
@@ -122,7 +125,7 @@ class Conversation:
             await asyncio.sleep(faults.hello_late_ms / 1000)
         interval_ms = self._server.heartbeat_interval_ms if faults.interval_ms is None else faults.interval_ms
         try:
-            self.say(messages.hello(interval_ms))
+            self.say(messages.hello(self.version, interval_ms))
             while True:
                 message = await self._socket.receive()
                 if message.type is WSMsgType.TEXT:
@@ -142,7 +145,7 @@ class Conversation:
         if self._session is None and op not in _BEFORE_IDENTIFY:
             raise Refused(Close.NOT_AUTHENTICATED, "Not authenticated.")
         if op == Op.HEARTBEAT:
-            self._heartbeat(messages.read_heartbeat(data))
+            self._heartbeat(messages.read_heartbeat(data, self.version))
         elif op in (Op.IDENTIFY, Op.RESUME):
             if self._session is not None:
                 raise Refused(Close.ALREADY_AUTHENTICATED, "Already authenticated.")
@@ -202,7 +205,7 @@ class Conversation:
         self._watchdog.cancel()
         self._watchdog = asyncio.get_running_loop().call_later(self._patience_s, self._timed_out)
         if session is None or not session.seat.faults.no_ack:
-            self.say(messages.write(Op.HEARTBEAT_ACK, {"t": heartbeat.t}))
+            self.say(messages.heartbeat_ack(heartbeat, self.version))
 
     def _identify(self, message: messages.Identify) -> None:
         session = self._session = self._server.identify(self, self._endpoint, message)

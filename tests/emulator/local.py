@@ -17,7 +17,7 @@ from tests.emulator.endpoint import ADDRESSES, Endpoints
 from tests.emulator.ledger import Ledger
 from tests.emulator.main.records import GatewayLimits
 from tests.emulator.main.service import MainService
-from tests.emulator.messages import GATEWAY_VERSION
+from tests.emulator.messages import GATEWAY_VERSIONS
 from tests.emulator.payloads import PayloadTable
 from tests.emulator.recorder import Recorder
 from tests.emulator.server import VoiceServer
@@ -125,15 +125,17 @@ class LocalDiscord:
         stack.push_async_callback(self._stop_reading)
 
     async def _converse(self, request: web.Request) -> web.WebSocketResponse:
-        if request.query.get("v") != str(GATEWAY_VERSION):
-            raise web.HTTPBadRequest(text=f"only v={GATEWAY_VERSION} is served")
+        version = next((each for each in GATEWAY_VERSIONS if request.query.get("v") == str(each)), None)
+        if version is None:
+            raise web.HTTPBadRequest(text=f"only v={GATEWAY_VERSIONS[0]} to v={GATEWAY_VERSIONS[-1]} are served")
         transport = request.transport
         if transport is None:
             raise web.HTTPBadRequest(text="the connection is gone")
         address, port = transport.get_extra_info("sockname")[:2]
         socket = web.WebSocketResponse(timeout=_PEER_CLOSE_WAIT_S, compress=False)
         await socket.prepare(request)
-        await Conversation(self._server, self._endpoints.at(address, port), socket).run(transport)
+        endpoint = self._endpoints.at(address, port)
+        await Conversation(self._server, endpoint, socket, version).run(transport)
         return socket
 
     async def _farewell(self) -> None:

@@ -11,7 +11,10 @@ import msgspec
 
 from tests.emulator.wire import Close, Op
 
-GATEWAY_VERSION = 8
+GATEWAY_VERSIONS = range(4, 9)
+"""What Discord still serves (reference section 2.1); songbird, for one, speaks 4."""
+FIRST_NUMBERED_VERSION = 8
+"""From here on messages have numbers, and a heartbeat acknowledges them."""
 _LARGEST_EXACT_INTEGER = 2**53 - 1
 _SEQ_MODULUS = 1 << 16
 
@@ -98,8 +101,10 @@ def read(raw: str | msgspec.Raw, kind: type[_Message], code: Close = Close.UNDEC
         raise Refused(code, str(error)) from error
 
 
-def read_heartbeat(raw: msgspec.Raw) -> Heartbeat:
+def read_heartbeat(raw: msgspec.Raw, version: int) -> Heartbeat:
     """Decode the `d` of op 3. Raises: Refused with 4020 (reference section 2.4)."""
+    if version < FIRST_NUMBERED_VERSION:
+        raw = msgspec.Raw(b'{"t":' + bytes(raw) + b"}")
     heartbeat = read(raw, Heartbeat, Close.BAD_REQUEST)
     if not 0 <= heartbeat.t <= _LARGEST_EXACT_INTEGER:
         raise Refused(Close.BAD_REQUEST, "heartbeat nonce out of range")
@@ -114,9 +119,14 @@ def write(op: int, data: object, seq: int | None = None) -> str:
     return msgspec.json.encode(message).decode()
 
 
-def hello(heartbeat_interval_ms: int) -> str:
+def heartbeat_ack(heartbeat: Heartbeat, version: int) -> str:
+    """Op 6."""
+    return write(Op.HEARTBEAT_ACK, heartbeat.t if version < FIRST_NUMBERED_VERSION else {"t": heartbeat.t})
+
+
+def hello(version: int, heartbeat_interval_ms: int) -> str:
     """Op 8."""
-    return write(Op.HELLO, {"v": GATEWAY_VERSION, "heartbeat_interval": heartbeat_interval_ms})
+    return write(Op.HELLO, {"v": version, "heartbeat_interval": heartbeat_interval_ms})
 
 
 def ready(ssrc: int, ip: str, port: int, modes: Sequence[str]) -> str:
@@ -149,15 +159,21 @@ def session_description(mode: str, key: bytes, media_session_id: str, dave_versi
 
 
 class Outbox:
-    """Numbers the server's sequenced messages and keeps the newest of them for a resume (reference section 2.5)."""
+    """Numbers the server's sequenced messages and keeps the newest of them for a resume (reference section 2.5).
 
-    def __init__(self, first_seq: int = 1, limit: int = 1024) -> None:
+    With `numbered` false, for versions before 8, it does neither: a resume goes on with what comes next.
+    """
+
+    def __init__(self, first_seq: int = 1, limit: int = 1024, *, numbered: bool = True) -> None:
+        self._numbered = numbered
         self._kept: deque[tuple[int, str | bytes]] = deque(maxlen=limit)
         self._forgotten: int | None = None
         self._next_seq = first_seq
 
     def add(self, op: int, data: object) -> str:
         """Number, keep and return a JSON message."""
+        if not self._numbered:
+            return write(op, data)
         seq = self._number()
         text = write(op, data, seq)
         self._kept.append((seq, text))
@@ -169,6 +185,8 @@ class Outbox:
 
     def add_bytes(self, body: bytes) -> bytes:
         """Number, keep and return a binary frame of anything."""
+        if not self._numbered:
+            return body
         seq = self._number()
         message = seq.to_bytes(2, "big") + body
         self._kept.append((seq, message))

@@ -54,7 +54,15 @@ from tests.emulator.faults import (
 )
 from tests.emulator.ledger import COUNTERS
 from tests.emulator.members import GhostPool, Member, Utterance
-from tests.emulator.messages import Identify, Outbox, Refused, Resume, SelectProtocol, write
+from tests.emulator.messages import (
+    FIRST_NUMBERED_VERSION,
+    Identify,
+    Outbox,
+    Refused,
+    Resume,
+    SelectProtocol,
+    write,
+)
 from tests.emulator.recorder import Recorder
 from tests.emulator.records import ChannelKind, Voice, WantedMember, WantedSpeech, WantedVoice
 from tests.emulator.session import Closing, Guild, Seat, VoiceSession
@@ -301,7 +309,8 @@ class VoiceServer:
         if displaced is not None:
             self._retire(displaced)
         modes = seat.faults.take_modes([*LIVE_MODES, MODE_FROM_THE_FUTURE])
-        outbox = Outbox(seat.faults.take_first_seq())
+        numbered = conversation.version >= FIRST_NUMBERED_VERSION
+        outbox = Outbox(seat.faults.take_first_seq(), numbered=numbered)
         session = VoiceSession(seat, row, self._free_ssrc(), modes, seat.channel, endpoint, outbox, conversation)
         seat.guild.sessions.append(session)
         self._by_ssrc[session.ssrc] = session
@@ -337,7 +346,9 @@ class VoiceServer:
             raise Refused(Close.UNKNOWN_PROTOCOL, "Unknown protocol.")
         if chosen.mode not in session.modes or chosen.mode not in LIVE_MODES:
             raise Refused(Close.UNKNOWN_MODE, "Unknown encryption mode.")
-        if session.peer is None or session.discovered != (chosen.address, chosen.port):
+        # disgo hands back the field with the zero bytes that fill it, and Discord takes that.
+        address = chosen.address.rstrip("\0")
+        if session.peer is None or session.discovered != (address, chosen.port):
             raise Refused(Close.BAD_REQUEST, "not the address that IP discovery told")
         self._recorder.drain()
         session.mode = chosen.mode

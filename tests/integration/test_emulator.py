@@ -50,12 +50,12 @@ class VoiceClient:
         self.told: tuple[str, int] = ("", 0)
         self.seqs: list[int] = []
 
-    async def connect(self) -> Self:
+    async def connect(self, version: int = 8) -> Self:
         """Open the WebSocket and read Hello."""
-        self.ws = await self.http.ws_connect(f"wss://{self.voice.endpoint}/?v=8", ssl=self.tls)
+        self.ws = await self.http.ws_connect(f"wss://{self.voice.endpoint}/?v={version}", ssl=self.tls)
         self.opened.append(self.ws)
         hello = await self.hear(8)
-        assert hello["v"] == 8
+        assert hello["v"] == version
         return self
 
     async def say(self, op: int, data: object) -> None:
@@ -472,6 +472,32 @@ async def test_select_protocol_is_checked(bench: Bench, arguments: dict[str, Any
     await client.discover()
     await client.select(**arguments)
     assert await client.closed() == code
+
+
+async def test_the_address_may_come_back_with_the_zeros_that_fill_its_field(bench: Bench) -> None:
+    """A client that hands back all 64 bytes of the discovered address gets its key."""
+    client = await (await bench.guild()).connect()
+    await client.authenticate()
+    await client.discover()
+    await client.select(address=client.told[0].ljust(64, "\0"))
+    assert (await client.hear(4))["mode"] == AES
+
+
+@pytest.mark.parametrize("version", [4, 7])
+async def test_versions_before_8_know_no_numbers(bench: Bench, version: int) -> None:
+    """No message has a number, a heartbeat is a bare nonce, and so is its echo."""
+    client = await (await bench.guild()).connect(version)
+    await client.authenticate()
+    await client.say(3, 12)
+    assert await client.hear(6) == 12
+    assert client.seqs == []
+
+
+@pytest.mark.parametrize("version", [3, 9])
+async def test_other_versions_are_not_served(bench: Bench, version: int) -> None:
+    """Those that Discord cut off, and those that it has not told of, get no WebSocket."""
+    with pytest.raises(aiohttp.WSServerHandshakeError, match="400"):
+        await (await bench.guild()).connect(version)
 
 
 async def test_binary_json_is_passed_over(bench: Bench) -> None:

@@ -1,0 +1,1 @@
+"""What other voice libraries need for the same work: their own clients in the local Discord, measured as we are."""
