@@ -32,6 +32,7 @@ SILENCE_FRAMES = 5
 _ENCRYPT = [encrypt_function(mode) for mode in MODES]
 _LAST_NONCE = 2**32 - 2**20
 _LONGEST_SUFFIX_BYTES = 24
+_LONGEST_SPAN = 2 * RING_TICKS
 _REST_TICKS = 50
 """A row given back rests for a second, so that the sender cannot mix its old and its next connection."""
 
@@ -263,9 +264,10 @@ class Builder:
         ends = np.minimum(last_tick + (rows - last_tick) % BLOCK_TICKS, known)
         self._built_until[rows] = ends
         self._begins[rows] = False
-        for start, end in sorted({*zip(starts.tolist(), ends.tolist(), strict=True)}):
-            some = rows[(starts == start) & (ends == end)]
-            self._build_span(some, start, frames[start - first_tick : end + 1 - first_tick])
+        spans = (starts - first_tick) * _LONGEST_SPAN + (ends - first_tick)
+        for span in np.unique(spans).tolist():
+            start, end = divmod(span, _LONGEST_SPAN)
+            self._build_span(rows[spans == span], first_tick + start, frames[start : end + 1])
         taken = self._table.taken_tick[self._table.slot[rows]]
         self.ticks_missed += int(np.maximum(taken - starts + 1, 0).max())
 

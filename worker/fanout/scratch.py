@@ -106,7 +106,7 @@ class Scratch:
         ends = ends + (rtp.HEADER_BYTES + TAG_BYTES)
         rows = ends.shape[1]
         for tick, of_tick in enumerate(ends):
-            for end in np.unique(of_tick).tolist():
+            for end in {*of_tick.tolist()}:
                 field = np.ndarray(
                     rows, ">u4", self._packet_memory, tick * PACKET_BYTES + end, self.packets.strides[1:2]
                 )
