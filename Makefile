@@ -6,7 +6,7 @@ GUILDS ?= 100
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor run check format lint types imports unit test test-system fuzz interop bench-fanout bench-peers bench-seal lock clean
+.PHONY: help install doctor run check format lint types imports unit test test-system fuzz interop bench bench-fanout bench-peers bench-seal lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -89,6 +89,9 @@ $(INTEROP)/node/installed: tests/interop/package.json tests/interop/package-lock
 interop: redis $(INTEROP)/python/installed $(INTEROP)/node/installed ## Prove the local Discord with discord.py and @discordjs/voice
 	@cp tests/interop/discord_js_client.mjs $(INTEROP)/node/client.mjs
 	@$(BIN)/python -m tests.interop --environment $(INTEROP)
+
+bench: redis peers ## Every benchmark, half an hour; some with ITEMS="pace skew", the soak with ITEMS=soak
+	@$(BIN)/python -m tests.bench $(ITEMS)
 
 bench-fanout: redis ## CPU per packet of a worker with its sender, beside bare sendmmsg: make bench-fanout GUILDS=1000
 	@$(BIN)/python -m tests.bench.fanout --guilds $(GUILDS)
