@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-from shared.process import parent_death_signal
+from shared.process import parent_death_signal, raise_file_limit
 from worker.fanout.build import Builder, Target
 from worker.fanout.grid import SLOTS, TICK_NS
 from worker.fanout.rows import RowTable
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--addresses", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     options = parser.parse_args()
+    raise_file_limit()
     receivers = []
     for number in range(options.addresses):
         receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -62,7 +63,7 @@ def main() -> None:
     per_address = -(-options.guilds // options.addresses)
     senders = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(per_address)]
     for sender in senders:
-        sender.bind(("0.0.0.0", 0))
+        sender.bind(("127.0.0.1", 0))
     # The same layout as the product's: rows, slots and sockets are dealt out by the same code.
     table = RowTable(options.guilds)
     builder = Builder(table)

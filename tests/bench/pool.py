@@ -71,6 +71,7 @@ class BenchPool:
             "GUILDCAST_FANOUT_WORKERS": str(fanout_workers),
             "GUILDCAST_WORKER_CAPACITY": str(capacity),
             "GUILDCAST_MEDIA_DIR": str(PROGRAMME.parent),
+            "GUILDCAST_UDP_ADDRESS": "127.0.0.1",
             "GUILDCAST_LOG_LEVEL": "warning",
         } | (settings or {})
         self._emulator_arguments = ("--sample", str(sample), "--endpoint-guilds", str(endpoint_guilds))
