@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt
 from shared.errors import VoiceError
 from shared.protocol.transport_crypto import AES_GCM, MODES, XCHACHA, open_packet
 from worker.fanout.build import Builder, Lane, Target
-from worker.fanout.rows import RING_TICKS, RowTable
+from worker.fanout.rows import MOST_AHEAD_TICKS, RING_TICKS, RowTable
 from worker.fanout.scratch import BLOCK_TICKS
 
 ROWS = 4
@@ -610,6 +611,36 @@ def test_who_begins_does_not_race_the_sender(rig: Rig) -> None:
     rig.builder.build(START + 1, START + 4, START + 3)
     assert built(rig, going_on) == list(span(0, 5))
     assert built(rig, beginning) == list(span(3, 2))
+
+
+def test_before_a_hold_up_all_rows_are_built_far_ahead(rig: Rig) -> None:
+    """Every tick of it stands there, the next builds find nothing to do, and none is skipped or built twice."""
+    lane = known_to(START + 1_000)
+    rig.builder.lanes.append(lane)
+    connections = [rig.connect(ssrc=number, tuned=False) for number in range(ROWS)]
+    for connection in connections:
+        rig.builder.tune(connection.row, lane)
+    rig.builder.build(START, START + 3)
+    far = START + MOST_AHEAD_TICKS - BLOCK_TICKS
+    rig.builder.build(START, START + 3, far_tick=far)
+    sequences = []
+    for tick in range(START, far + 1):
+        rig.sent(tick - 1)
+        rig.builder.build(tick, tick + 3)
+        sequences.append([connection.must(tick).sequence for connection in connections])
+    steps = {(after - before) % 2**16 for one in zip(*sequences, strict=True) for before, after in pairwise(one)}
+    assert steps == {1}
+    assert rig.builder.ticks_skipped == 0
+
+
+def test_far_ahead_ends_where_nobody_knows_what_comes(rig: Rig) -> None:
+    """Live input is known for little longer than its lead: the rest is built when it is there."""
+    connection = rig.connect(tuned=False)
+    lane = known_to(START + 6)
+    rig.builder.lanes.append(lane)
+    rig.builder.tune(connection.row, lane)
+    rig.builder.build(START, START + 3, far_tick=START + 15)
+    assert built(rig, connection) == list(span(0, 7))
 
 
 def test_what_is_built_too_late_is_counted(rig: Rig) -> None:

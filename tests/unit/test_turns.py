@@ -138,3 +138,20 @@ async def test_without_limit_nobody_waits() -> None:
         free.want(str(number), free.turns.handshake)
     assert len(await free.settle()) == 200
     await free.close()
+
+
+async def test_long_work_is_announced_when_its_turn_has_come() -> None:
+    """The pace builds ahead what will be due meanwhile; short work fits into what is ahead anyway."""
+    announced: list[int] = []
+    turns = Turns(1_000_000, announced.append)
+    await turns.group(5_000_000)
+    await turns.group(300_000_000)
+    assert announced == [300_000_000]
+    turns.spent(2_000_000)
+    waiting = asyncio.create_task(turns.group(100_000_000))
+    await asyncio.sleep(0)
+    assert announced == [300_000_000]
+    for _ in range(3):
+        turns.refill()
+    await waiting
+    assert announced == [300_000_000, 100_000_000]
