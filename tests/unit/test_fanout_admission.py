@@ -292,3 +292,21 @@ def test_a_pool_that_places_by_headroom_stays_within_the_processor(
     carried = min(capacity, *limits(worker.cost, cores, 0.7).values())
     # Below a hundred guilds nothing is learned; then two seconds of placing may be on their way.
     assert settled <= max(100, carried) + 6 * a_beat
+
+
+def test_a_worker_whose_guilds_are_silent_is_not_full() -> None:
+    """All that its processes do falls on the few packets that are sent: what is idle is told by the load."""
+    worker = Worker(capacity=4_000)
+    worker.held = 2_000
+    for _ in range(40):
+        now = worker.now
+        worker.now = now._replace(
+            at_ns=now.at_ns + _BEAT_NS,
+            worker_cpu_ns=now.worker_cpu_ns + _BEAT_NS * 15 // 100,
+            sender_cpu_ns=now.sender_cpu_ns + _BEAT_NS * 6 // 100,
+            packets=now.packets + 150 * 25,
+            guilds=worker.held,
+        )
+        worker.admission.note(worker.now)
+    assert worker.headroom == 2_000
+    assert not worker.refuses

@@ -602,6 +602,55 @@ def test_frames_are_encrypted_anew_under_new_keys_where_there_is_time(rig: Rig) 
     assert min(packet.counter for packet in after) > max(packet.counter for packet in before.values())
 
 
+def test_new_keys_cost_no_packet_however_late_the_next_build_is(rig: Rig) -> None:
+    """What there was no time for to build again goes out under the keys before."""
+    connection = rig.connect(tuned=False)
+    lane = known_to(START + 1_000)
+    rig.builder.lanes.append(lane)
+    rig.builder.protect(connection.row, lambda frame: b"old " + frame)
+    rig.builder.tune(connection.row, lane)
+    rig.builder.build(START, START + 4, START)
+    rig.builder.protect(connection.row, lambda frame: b"new " + frame)
+    rig.sent(START + 2)  # the keys came with work that took two ticks
+    rig.builder.build(START + 3, START + 7, START + 4)
+    packets = [connection.must(tick) for tick in span(0, 8)]
+    assert [packet.frame[:3] for packet in packets] == [b"old"] * 4 + [b"new"] * 4
+    assert {(b.sequence - a.sequence) % 2**16 for a, b in pairwise(packets)} == {1}
+    assert rig.builder.ticks_skipped == 0
+
+
+def test_what_a_cut_changes_is_built_again(rig: Rig) -> None:
+    """However far ahead rows were built: from the cut on they play what is played now."""
+    frames = dict.fromkeys(span(0, 30), b"before")
+    lane = Lane(frames.get, lambda _first, last: last)
+    rig.builder.lanes.append(lane)
+    connections = [rig.connect(ssrc=number, tuned=False) for number in range(ROWS)]
+    for connection in connections:
+        rig.builder.tune(connection.row, lane)
+    rig.builder.build(START, START + 3, far_tick=START + 15)
+    frames.update(dict.fromkeys(span(10, 20), b"after"))
+    rig.builder.revise(lane, START + 10)
+    rig.builder.build(START + 1, START + 4, START + 2, START + 15)
+    for connection in connections:
+        packets = [connection.must(tick) for tick in span(0, 16)]
+        assert [packet.frame for packet in packets] == [b"before"] * 10 + [b"after"] * 6
+        assert {(b.sequence - a.sequence) % 2**16 for a, b in pairwise(packets)} == {1}
+
+
+def test_an_end_begins_as_soon_as_there_is_time_for_it(rig: Rig) -> None:
+    """What was built of the programme beyond that is void: who leaves is not heard for what was built ahead."""
+    connection = rig.connect(tuned=False)
+    lane = known_to(START + 1_000)
+    rig.builder.lanes.append(lane)
+    rig.builder.tune(connection.row, lane)
+    rig.builder.build(START, START + 4, far_tick=START + 12)
+    rig.builder.tune(connection.row, None)
+    for tick in span(1, 12):
+        rig.builder.build(tick, tick + 3, tick + 1)
+    frames = [packet and packet.frame for packet in (connection.packet(tick) for tick in span(0, 10))]
+    assert frames == [*(b"frame %d" % tick for tick in span(0, 2)), *[SILENCE] * 5, None, None, None]
+
+
 def test_who_begins_does_not_race_the_sender(rig: Rig) -> None:
     """A row that goes on may be built in the last moment, one that begins has until a later tick."""
     going_on, beginning = rig.connect(ssrc=1), rig.connect(ssrc=2, tuned=False)

@@ -107,11 +107,20 @@ def test_a_cut_voids_gaps_above_it_and_shortens_those_across_it() -> None:
     assert played(paused, 0, 12) == "ab||X???????"
 
 
-def test_what_is_known_ends_at_a_hole_and_not_at_a_gap() -> None:
-    """A flagged gap is known to be silent; what is missing may still come."""
+def test_what_is_known_ends_where_there_is_no_frame() -> None:
+    """What is missing may still come, and a flagged gap may end at any time."""
     filled = ring(entry(1, 10, *"abc"), entry(1, 15, *"de", flags=Flags.PAUSED))
-    assert [filled.known_until(first, 30) for first in (5, 10, 12, 13, 14, 16)] == [12, 12, 12, 13, 30, 30]
+    assert [filled.known_until(first, 30) for first in (5, 10, 12, 13, 14, 16)] == [5, 12, 12, 13, 16, 16]
     assert filled.known_until(10, 11) == 11
+
+
+def test_a_cut_is_told_once() -> None:
+    """Whoever built ahead has to know from where on that is no more true."""
+    filled = ring(entry(1, 10, *"abcdef"))
+    assert filled.changed_from is None
+    filled.apply(entry(2, 14, *"XY"))
+    filled.apply(entry(3, 12, *"Z"))
+    assert filled.changed_from == 12
 
 
 def test_what_was_played_is_forgotten() -> None:

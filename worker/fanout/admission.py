@@ -71,6 +71,8 @@ class Admission:
         self._slips: deque[int] = deque(maxlen=_PACE_AGAIN)
         """When the pace slipped last."""
         self._overloaded = False
+        self._load = 0.0
+        """How much is used of the CPU that may be, smoothed."""
 
     @property
     def cost(self) -> Cost:
@@ -81,7 +83,9 @@ class Admission:
     def _carried(self) -> int:
         """Guilds that the CPU carries."""
         # What comes of a capacity that was turned into a cost shall be that capacity.
-        return int(min(limits(self._cost, self._cores, self._share).values()) + 1e-6)
+        carried = int(min(limits(self._cost, self._cores, self._share).values()) + 1e-6)
+        # Where most guilds are silent, all that the processes do falls on few packets: the load tells more.
+        return max(carried, int(self._last.guilds / self._load)) if self._last and self._load else carried
 
     @property
     def limit(self) -> str:
@@ -107,7 +111,8 @@ class Admission:
         """Whether one more guild is too many."""
         if held >= self.capacity or len(self._slips) >= _PACE_AGAIN:
             return True
-        return held >= self._carried + self._carried // _EDGE
+        carried = self._carried
+        return held >= carried + carried // _EDGE
 
     def overloaded(self, held: int) -> bool:
         """Whether guilds are kept out although the capacity would allow more; over only when there is room again."""
@@ -125,13 +130,16 @@ class Admission:
         if before is None:
             return
         slipped = reading.ticks_skipped > before.ticks_skipped or reading.lead < _LEAST_LEAD_TICKS
-        if slipped and self._load(before, reading) >= _BUSY:
+        load = self._used(before, reading)
+        weight = 1 - math.exp((before.at_ns - reading.at_ns) / _MEMORY_NS)
+        self._load += (weight if self._load else 1.0) * (load - self._load)
+        if slipped and load >= _BUSY:
             self._slips.append(reading.at_ns)
         while self._slips and reading.at_ns - self._slips[0] >= _PACE_COUNTS_FOR_NS:
             self._slips.popleft()
         self._learn(before, reading)
 
-    def _load(self, before: Reading, now: Reading) -> float:
+    def _used(self, before: Reading, now: Reading) -> float:
         """How much was used of the CPU that may be."""
         worker_ns, sender_ns = now.worker_cpu_ns - before.worker_cpu_ns, now.sender_cpu_ns - before.sender_cpu_ns
         used_ns = max(worker_ns, sender_ns, (worker_ns + sender_ns) / self._cores)

@@ -27,7 +27,9 @@ from worker.fanout.programme import Programme
 from worker.fanout.rows import (
     CLOCK_OFFSET_NS,
     DROPPED,
+    GRANTED,
     MOST_AHEAD_TICKS,
+    PRIORITY,
     SENDER_CPU_NS,
     SENT,
     SKIPPED,
@@ -112,6 +114,7 @@ class FanoutWorker:
         self._ending: set[asyncio.Task[None]] = set()
         self._programmes: dict[str, Programme] = {}
         self._sessions_opened = 0
+        self._priority_told = 0
         self._rows_frozen = 0
         self._rows_seen = 0
         self._overloaded = False
@@ -208,7 +211,15 @@ class FanoutWorker:
                 for row in builder.worn_out():
                     self._renew_session_of(row)
                 self._freeze()
+                self._tell_priority()
             await asyncio.sleep(((due + 1) * TICK_NS + _PAST_THE_TICK_NS - self._clock.now_ns()) / NS_PER_S)
+
+    def _tell_priority(self) -> None:
+        """Say once whether the sender goes first: packets of one that does not are late when the host is busy."""
+        priority = int(self._table.counters[PRIORITY])
+        if priority != self._priority_told:
+            self._priority_told = priority
+            get_logger().info("sender.prioritised", realtime=priority == GRANTED)
 
     def _freeze(self) -> None:
         """Keep established sessions out of what collections look at: they end without leaving cycles behind."""
@@ -222,6 +233,10 @@ class FanoutWorker:
     def _build_until(self, due: int) -> None:
         builder = self._builder
         before = max(due, builder.last_tick)
+        for programme in self._programmes.values():
+            changed_from = programme.changed_from()
+            if changed_from is not None:
+                builder.revise(programme.lane, changed_from)
         builder.build(due + 1, due + AHEAD_TICKS, due + BEGIN_TICKS)
         for programme in list(self._programmes.values()):
             state = programme.state
@@ -253,7 +268,7 @@ class FanoutWorker:
     @property
     def _held(self) -> int:
         """Guilds that cost something: connected, about to be, or saying goodbye."""
-        return len(self._sessions) + len(self._ending)
+        return len(self._sessions) + len(self._changing)
 
     def _look_at_load(self, stats: WorkerStats) -> None:
         """Learn what guilds cost, and say when there comes to be no room, or room again."""
@@ -343,7 +358,8 @@ class FanoutWorker:
             return False
         # Who is saying goodbye makes room in a moment: the rows that are spare are for that.
         staying = len(self._sessions) + sum(one in self._wants for one in self._changing)
-        if not self._admission.refuses(staying):
+        rowless = sum(session.row is None for session in self._sessions.values())
+        if not self._admission.refuses(staying) and rowless < self._builder.rows_free:
             return True
         self._refused[key] = want.generation
         limit = self._admission.limit

@@ -89,6 +89,8 @@ class Builder:
         self._owed_silence = np.zeros(rows, np.uint8)
         self._built_until = np.zeros(rows, np.int64)
         self._begins = np.zeros(rows, np.bool_)
+        self._redo: dict[int, int] = {}
+        """Rows that are built again from a tick on, as soon as there is time for that."""
         self._scratch = Scratch()
         self._lane_of: dict[int, Lane] = {}
         self._free = deque(range(rows))
@@ -151,8 +153,9 @@ class Builder:
         """From now on, encrypt a row's frames end to end; None: send them as they are.
 
         What is built in the clear and not sent yet is void. What is encrypted under the keys before is built again
-        where there is time for that, and else goes out: who was there before keeps those keys for 10 s, and a newcomer
-        has none of them. Silence frames are never encrypted, and a frame that cannot be is replaced by one.
+        from the first tick on for which there is time; the rest goes out: who was there before keeps those keys for
+        10 s, and a newcomer has none of them. Silence frames are never encrypted, and a frame that cannot be is
+        replaced by one.
         """
         before = self._protects.get(row)
         if protect is before:
@@ -162,8 +165,16 @@ class Builder:
             del self._protects[row]
         else:
             self._protects[row] = protect
-            # By the next build, time has gone on by a tick.
-            self._take_back(row, 0 if before is None else self._begin_tick + 1)
+            if before is None:
+                self._take_back(row, 0)
+            else:
+                self._redo[row] = 0
+
+    def revise(self, lane: Lane, first_tick: int) -> None:
+        """What a lane plays from a tick on is not what it was: build again what is built of that and not sent yet."""
+        rows = lane.numbers[self._built_until[lane.numbers] >= first_tick]
+        for row in rows.tolist():
+            self._redo[row] = min(first_tick, self._redo.get(row, first_tick))
 
     def rekey(self, row: int, target: Target) -> None:
         """Go on under a new transport key: what is built under the old one and not sent yet is void."""
@@ -188,10 +199,12 @@ class Builder:
 
         What the sender has in hand this very moment goes out: nobody takes that back.
         """
-        due = self._table.due[:, row]
-        waiting = due >= max(first_tick, int(self._table.taken_tick[self._table.slot[row]]) + 1)
+        due, slot = self._table.due[:, row], self._table.slot[row]
+        waiting = due >= max(first_tick, int(self._table.taken_tick[slot]) + 1)
+        ticks = due[waiting]
         due[waiting] = 0
-        return int(waiting.sum())
+        # what the sender took in this very moment has left, or is about to
+        return int((ticks > self._table.taken_tick[slot]).sum())
 
     def slot_of(self, row: int) -> int:
         return int(self._table.slot[row])
@@ -208,7 +221,10 @@ class Builder:
         after.rows.add(row)
         after.changed = True
         self._lane_of[row] = after
-        self._begin(row)
+        if lane is None:
+            self._redo[row] = 0  # the end begins as soon as there is time for it
+        else:
+            self._begin(row)
 
     def silent(self, row: int) -> bool:
         """Whether the row owes no silence frame and all that was built for it has been sent."""
@@ -222,6 +238,7 @@ class Builder:
             lane.rows.discard(row)
             lane.changed = True
         self._void(row)
+        self._redo.pop(row, None)
         slot, number = self.slot_of(row), int(self._table.socket[row])
         self._slot_loads[slot] -= 1
         self._socket_slot_loads[number][slot] -= 1
@@ -231,6 +248,11 @@ class Builder:
         self._table.active[row] = 0
         self._table.layout[slot] += 1
         self._resting.append((self.last_tick + _REST_TICKS, row))
+
+    @property
+    def rows_free(self) -> int:
+        """Rows that a connection could have now; those given back rest for a second."""
+        return len(self._free)
 
     def worn_out(self) -> list[int]:
         """Rows whose nonce counter nears its end: their sessions must be made anew."""
@@ -253,6 +275,9 @@ class Builder:
         self._begin_tick, self.last_tick = first_tick if begin_tick is None else begin_tick, last_tick
         while self._resting and self._resting[0][0] <= last_tick:
             self._free.append(self._resting.popleft()[1])
+        for row, tick in self._redo.items():
+            self._take_back(row, max(tick, self._begin_tick))
+        self._redo.clear()
         for lane in (*self.lanes, self._leaving):
             if lane.changed:
                 lane.numbers = np.fromiter(sorted(lane.rows), np.intp, len(lane.rows))

@@ -22,7 +22,7 @@ from worker.voice.commons import VoiceShared
 from worker.voice.connection import Media, VoiceConnection, speaking_bits
 
 _SILENT_WITHIN_S = 1.0
-"""Closing silence: what is built ahead (80 ms), five frames, and room for a late sender."""
+"""Closing silence: a few ticks until it begins, five frames, and room for a late sender."""
 _POLL_S = 0.02
 EMPTY_AFTER_S = 10.0
 """A channel that is known to be empty for so long gets no packets until somebody comes."""
@@ -112,6 +112,7 @@ class GuildSession:
             if self._row is not None:
                 self._builder.close(self._row)
                 self._row = None
+            self._connection = None  # it knows us, too: what has ended must be gone without a collection
 
     # told by the connection
 
@@ -136,13 +137,16 @@ class GuildSession:
     def changed(self) -> None:
         """Encryption or members changed: frames leave when they may, and where somebody hears them."""
         connection = self._connection
-        if connection is None or self._stopping:
+        if connection is None:
+            return
+        if self._row is not None:
+            # also before there are keys: what was built in the clear is void once encryption is in force
+            self._builder.protect(self._row, connection.dave.protect)
+        if self._stopping:
             return
         self._watch_for_desertion(connection.others)
         if self._row is None:
             return
-        # also before there are keys: what was built in the clear is void once encryption is in force
-        self._builder.protect(self._row, connection.dave.protect)
         audible = connection.dave.ready and not self._deserted
         self._builder.tune(self._row, self._programme_of(self.want.spec.broadcast).lane if audible else None)
         self.tell_how_it_is()

@@ -103,8 +103,14 @@ class Programme:
         zero = epoch_tick(ring.epoch_us)
         return zero + ring.known_until(first_tick - zero, last_tick - zero)
 
+    def changed_from(self) -> int | None:
+        """The first tick at which something else is played than was known before; told once."""
+        ring = self._ring
+        index, ring.changed_from = ring.changed_from, None
+        return None if index is None or ring.epoch_us is None else index + epoch_tick(ring.epoch_us)
+
     def passed(self, tick: int) -> None:
-        """A tick can no longer be changed: count what should have been there, and drop what was played."""
+        """A tick is built for all: count what should have been there, and drop what was played."""
         ring = self._ring
         if ring.epoch_us is None:
             self.state = "idle"

@@ -43,6 +43,8 @@ class FrameRing:
         self._frames: dict[int, bytes] = {}
         self._gaps: list[_Gap] = []
         self._floor: int | None = None
+        self.changed_from: int | None = None
+        """Lowest index that was cut since somebody set this to None: what was known of it is no more true."""
         self.refused = 0
         """Frames not kept because they lie beyond the horizon, or entries of a lower term."""
 
@@ -79,6 +81,7 @@ class FrameRing:
 
     def _cut(self, first: int) -> None:
         """Void everything of lower terms at and above `first`."""
+        self.changed_from = first if self.changed_from is None else min(first, self.changed_from)
         for index in [index for index in self._frames if index >= first]:
             del self._frames[index]
         self._gaps = [gap for gap in self._gaps if gap.start < first]
@@ -99,9 +102,12 @@ class FrameRing:
         return Silence.MISSING
 
     def known_until(self, first: int, last: int) -> int:
-        """Of the indexes from `first` to `last`, the one behind which something is missing; `first` in any case."""
+        """Of the indexes from `first` to `last`, the last before one without a frame; `first` in any case.
+
+        Also a gap that was flagged may end at any time.
+        """
         index = first
-        while index < last and self.at(index + 1) is not Silence.MISSING:
+        while index < last and index + 1 in self._frames:
             index += 1
         return index
 

@@ -77,7 +77,6 @@ class SenderProcess:
             raise
         finally:
             theirs.close()
-        get_logger().info("sender.started", realtime=_goes_first(self._process.pid))
         self._unlink()
         ours.setblocking(False)
         self._link = ours
@@ -120,16 +119,3 @@ class SenderProcess:
                 self._process.kill()
                 await self._process.wait()
         self._unlink()
-
-
-def _goes_first(pid: int) -> bool:
-    """Have the kernel run a process whenever it is due; False where that is not permitted.
-
-    Without it, whoever else computes on this core may hold up a batch for milliseconds. It takes CAP_SYS_NICE or a
-    limit of real-time priority (systemd: LimitRTPRIO=1, Docker: --ulimit rtprio=1). Source: sched(7).
-    """
-    try:
-        os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(1))
-    except (PermissionError, ProcessLookupError):
-        return False
-    return True

@@ -263,12 +263,17 @@ class Dave:
     async def _work(self) -> None:
         """Do in turns what takes milliseconds."""
         while self._untaken:
-            await self._turns.group(_NS_PER_MEMBER * len(self._others))
+            await self._turns.group(self._expected_ns(self._untaken[0]))
             began_ns = time.monotonic_ns()
             try:
                 self._work_on(self._untaken.popleft())
             finally:
                 self._turns.spent(time.monotonic_ns() - began_ns)
+
+    def _expected_ns(self, event: Event) -> int:
+        """How long work on an event may take: what touches the tree of a group grows with its members."""
+        grows = isinstance(event, Proposals | CommitAnnounced | Welcomed)
+        return _NS_PER_MEMBER * len(self._others) if grows else 0
 
     def _work_on(self, event: Event) -> None:
         match event:

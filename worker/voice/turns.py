@@ -12,6 +12,7 @@ What alone takes longer than the pace is ahead (a group of a hundred) is announc
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -66,7 +67,9 @@ class Turns:
         """
         await self._wait(self._groups)
         if expected_ns >= _ANNOUNCED_NS:
+            began_ns = time.monotonic_ns()
             self._announce(expected_ns)
+            self._left_ns -= time.monotonic_ns() - began_ns
 
     def spent(self, ns: int) -> None:
         """Charge for what was done in a turn, then let the next one have his."""
