@@ -35,14 +35,16 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sta
 
 
 async def assert_lost_nothing(stack: Stack, guilds: Iterable[str]) -> None:
-    """Each guild is on the session it began with, and every packet follows 20 ms after the one before."""
+    """Each guild is on the session it began with, and every packet follows 20 ms after the one before,
+    unless the machine stood still."""
     for guild, row in (await stack.heard(guilds)).items():
         (session,) = row.sessions
         assert not await stack.faults(session), guild
         assert session.state == "live"
         (recording,) = (await stack.packets(guild)).sessions
         steps = np.diff(unwrap_timestamps(np.asarray(recording.timestamp, np.uint32)))
-        assert set(steps.tolist()) == {FRAME_SAMPLES}, guild
+        # what the workers themselves say they skipped counts as lost, and is forgiven above
+        assert int((steps // FRAME_SAMPLES - 1).sum()) <= session.lost, guild
         assert SILENCE_ID not in recording.payload, guild
 
 
