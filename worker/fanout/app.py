@@ -24,7 +24,17 @@ from worker.fanout.build import Builder
 from worker.fanout.grid import TICK_NS, tick_at
 from worker.fanout.guild import GuildSession
 from worker.fanout.programme import Programme
-from worker.fanout.rows import CLOCK_OFFSET_NS, DROPPED, SENDER_CPU_NS, SENT, SKIPPED, RowTable, lateness_quantile_us
+from worker.fanout.rows import (
+    CLOCK_OFFSET_NS,
+    DROPPED,
+    MOST_AHEAD_TICKS,
+    SENDER_CPU_NS,
+    SENT,
+    SKIPPED,
+    RowTable,
+    lateness_quantile_us,
+)
+from worker.fanout.scratch import BLOCK_TICKS
 from worker.fanout.sending import SenderProcess
 from worker.fanout.sockets import SocketPool
 from worker.membership import LEASE_MS, RENEW_EVERY_MS, Membership
@@ -90,7 +100,8 @@ class FanoutWorker:
         http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
         )
-        self._voice = VoiceShared(http, tls, Turns(SPARE_NS_PER_TICK), dave_required=settings.dave_required)
+        turns = Turns(SPARE_NS_PER_TICK, self._build_far)
+        self._voice = VoiceShared(http, tls, turns, dave_required=settings.dave_required)
         self._wants: dict[str, GuildWant] = {}
         self._refused: dict[str, int] = {}
         """Generations of guilds that came when there was no room: given to others by now, so never taken up here."""
@@ -100,9 +111,9 @@ class FanoutWorker:
         self._stopping = False
         self._ending: set[asyncio.Task[None]] = set()
         self._programmes: dict[str, Programme] = {}
-        self._ticks_skipped = 0
         self._sessions_opened = 0
-        self._sessions_frozen = 0
+        self._rows_frozen = 0
+        self._rows_seen = 0
         self._overloaded = False
         self._least_lead = AHEAD_TICKS
         """Ticks that were built ahead when the pace came to the next, at least, since the last renewal."""
@@ -200,19 +211,17 @@ class FanoutWorker:
             await asyncio.sleep(((due + 1) * TICK_NS + _PAST_THE_TICK_NS - self._clock.now_ns()) / NS_PER_S)
 
     def _freeze(self) -> None:
-        """Keep sessions out of what collections look at: they end without leaving cycles behind."""
-        if self._sessions_opened - self._sessions_frozen >= _FROZEN_SESSIONS:
-            self._sessions_frozen = self._sessions_opened
+        """Keep established sessions out of what collections look at: they end without leaving cycles behind."""
+        rows, calm = self._builder.rows_opened, self._builder.rows_opened == self._rows_seen
+        self._rows_seen = rows
+        if rows - self._rows_frozen >= (1 if calm else _FROZEN_SESSIONS):
+            self._rows_frozen = rows
             gc.collect()
             gc.freeze()
 
     def _build_until(self, due: int) -> None:
         builder = self._builder
-        if builder.last_tick < due:
-            if builder.last_tick:
-                self._ticks_skipped += due - builder.last_tick
-            builder.last_tick = due
-        before = builder.last_tick
+        before = max(due, builder.last_tick)
         builder.build(due + 1, due + AHEAD_TICKS, due + BEGIN_TICKS)
         for programme in list(self._programmes.values()):
             state = programme.state
@@ -220,6 +229,14 @@ class FanoutWorker:
                 programme.passed(tick)
             if programme.state != state:
                 self._tell_change(programme)
+
+    def _build_far(self, for_ns: int) -> None:
+        """Build ahead what will be due while the loop is held up for so long."""
+        due = tick_at(self._clock.now_ns())
+        if self._held_back:
+            return
+        ticks = min(AHEAD_TICKS + for_ns // TICK_NS, MOST_AHEAD_TICKS - BLOCK_TICKS + 1)
+        self._builder.build(due + 1, max(due + 1, self._builder.last_tick), due + BEGIN_TICKS, due + ticks)
 
     def _tell_change(self, programme: Programme) -> None:
         if programme.state == "starved":
@@ -274,7 +291,7 @@ class FanoutWorker:
             held=len(self._sessions),
             packets_sent=int(counters[SENT]),
             packets_dropped=int(counters[DROPPED]),
-            ticks_skipped=self._ticks_skipped + self._builder.ticks_missed + int(counters[SKIPPED]),
+            ticks_skipped=self._builder.ticks_skipped + int(counters[SKIPPED]),
             underruns=sum(programme.underruns for programme in self._programmes.values()),
             dave_epochs=voice.epochs,
             dave_failures=voice.failures,

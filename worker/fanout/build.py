@@ -97,11 +97,13 @@ class Builder:
         self._socket_slot_loads: dict[int, list[int]] = {}
         self.lanes: list[Lane] = []
         self._leaving = Lane(frame_at=lambda _tick: None)
+        self.rows_opened = 0
+        """Since the start."""
         self._begin_tick = 0
         self.last_tick = 0
         """Every row is built up to here, many are further."""
-        self.ticks_missed = 0
-        """Ticks that were built when the sender was through with them for some row."""
+        self.ticks_skipped = 0
+        """Ticks that some row went without, because they were over, or the sender was through with them."""
 
     @property
     def unprotected(self) -> int:
@@ -118,6 +120,7 @@ class Builder:
         if not self._free:
             raise VoiceError("all rows of this worker are in use", code=ErrorCode.INTERNAL_ERROR)
         row = self._free.popleft()
+        self.rows_opened += 1
         slot_loads = self._socket_slot_loads.setdefault(target.socket_number, [0] * SLOTS)
         slot = choose_slot(self._slot_loads, slot_loads)
         self._slot_loads[slot] += 1
@@ -235,13 +238,16 @@ class Builder:
 
     # ticks
 
-    def build(self, first_tick: int, last_tick: int | None = None, begin_tick: int | None = None) -> None:
+    def build(
+        self, first_tick: int, last_tick: int | None = None, begin_tick: int | None = None, far_tick: int = 0
+    ) -> None:
         """Build what is missing of all rows up to `last_tick`, and whole blocks where what is played is known.
 
         Args:
             first_tick: the first that is not over; rows that lack an earlier one go without.
             last_tick: not below that of the call before; `first_tick` if not given.
             begin_tick: the first for rows that begin, or begin anew; `first_tick` if not given.
+            far_tick: where there shall be more than blocks: up to here at least, as far as it is known what is played.
         """
         last_tick = first_tick if last_tick is None else last_tick
         self._begin_tick, self.last_tick = first_tick if begin_tick is None else begin_tick, last_tick
@@ -251,25 +257,28 @@ class Builder:
             if lane.changed:
                 lane.numbers = np.fromiter(sorted(lane.rows), np.intp, len(lane.rows))
                 lane.changed = False
-            behind = lane.numbers[self._built_until[lane.numbers] < last_tick]
+            known = lane.known_until(last_tick, max(last_tick, far_tick) + BLOCK_TICKS - 1)
+            goal = max(last_tick, min(far_tick, known))
+            behind = lane.numbers[self._built_until[lane.numbers] < goal]
             if len(behind):
-                self._build_lane(lane, behind, first_tick)
+                self._build_lane(lane, behind, first_tick, goal, known)
 
-    def _build_lane(self, lane: Lane, rows: NDArray[np.intp], first_tick: int) -> None:
-        last_tick = self.last_tick
-        known = lane.known_until(last_tick, last_tick + BLOCK_TICKS - 1)
+    def _build_lane(self, lane: Lane, rows: NDArray[np.intp], first_tick: int, goal: int, known: int) -> None:
         frames = [lane.frame_at(tick) for tick in range(first_tick, known + 1)]
-        starts = np.maximum(self._built_until[rows] + 1, np.where(self._begins[rows], self._begin_tick, first_tick))
+        begins, goes_on = self._begins[rows], self._built_until[rows] + 1
+        starts = np.maximum(goes_on, np.where(begins, self._begin_tick, first_tick))
         # A block ends where tick and row number agree, so that each tick has its share of the rows.
-        ends = np.minimum(last_tick + (rows - last_tick) % BLOCK_TICKS, known)
+        ends = np.minimum(goal + (rows - goal) % BLOCK_TICKS, known)
         self._built_until[rows] = ends
         self._begins[rows] = False
+        if first_tick > goes_on.min():
+            self.ticks_skipped += int(np.where(begins, 0, starts - goes_on).max())
         spans = (starts - first_tick) * _LONGEST_SPAN + (ends - first_tick)
         for span in np.unique(spans).tolist():
             start, end = divmod(span, _LONGEST_SPAN)
             self._build_span(rows[spans == span], first_tick + start, frames[start : end + 1])
         taken = self._table.taken_tick[self._table.slot[rows]]
-        self.ticks_missed += int(np.maximum(taken - starts + 1, 0).max())
+        self.ticks_skipped += int(np.maximum(taken - starts + 1, 0).max())
 
     def _build_span(self, rows: NDArray[np.intp], tick: int, frames: list[bytes | None]) -> None:
         """Frames for rows that lack the same ticks; five frames of silence where there is nothing more."""

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from worker.fanout.grid import SLOTS
 
-RING_TICKS = 12
-"""Packets per row: seven built ahead, the one due, and three for a sender that comes late."""
+RING_TICKS = 24
+"""Packets per row: twenty built ahead, the one due, and three for a sender that comes late."""
+MOST_AHEAD_TICKS = RING_TICKS - 4
 PACKET_BYTES = 1344
 """RTP header 12 + Opus 1275 + end-to-end encryption 16 + tag 16 + nonce 4 to 24, rounded up to cache lines."""
 ADDRESS_BYTES = 16

@@ -5,17 +5,22 @@ each tick that it built; work that was longer than its share is paid back by the
 and however slow the machine is just now, there is time to build between any two pieces of it.
 
 A turn is a moment and not a place: whoever took one and waits for a server that never answers holds nobody up.
+
+What alone takes longer than the pace is ahead (a group of a hundred) is announced to it just before.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 _HANDSHAKE_NS = 3_000_000
 """Charged for opening a connection: TLS, WebSocket and the messages until there is a key."""
 _MOST_OWED_NS = 500_000_000
 """More than this was no work but a process that stood still: nobody shall wait for that."""
+_ANNOUNCED_NS = 40_000_000
+"""Work of this length is announced: the pace is 60 ms ahead at least, and needs some of that itself."""
 _GROUPS_PER_HANDSHAKE = 4
 """So many go ahead of a handshake that waits: calls that stand come first, but not for ever."""
 
@@ -25,10 +30,12 @@ class Turns:
 
     Args:
         budget_ns: loop time per refill; None: without limit.
+        announce: told how long the loop is about to be held up, where that is long.
     """
 
-    def __init__(self, budget_ns: int | None) -> None:
+    def __init__(self, budget_ns: int | None, announce: Callable[[int], None] = lambda _ns: None) -> None:
         self._budget_ns = budget_ns
+        self._announce = announce
         self._left_ns = budget_ns or 0
         self._groups: deque[asyncio.Future[None]] = deque()
         self._handshakes: deque[asyncio.Future[None]] = deque()
@@ -51,9 +58,15 @@ class Turns:
         await self._wait(self._handshakes)
         self.spent(_HANDSHAKE_NS)
 
-    async def group(self) -> None:
-        """Wait for a turn to work on an encrypted group, ahead of all handshakes: calls that stand come first."""
+    async def group(self, expected_ns: int = 0) -> None:
+        """Wait for a turn to work on an encrypted group, ahead of all handshakes: calls that stand come first.
+
+        Args:
+            expected_ns: how long that may take.
+        """
         await self._wait(self._groups)
+        if expected_ns >= _ANNOUNCED_NS:
+            self._announce(expected_ns)
 
     def spent(self, ns: int) -> None:
         """Charge for what was done in a turn, then let the next one have his."""
