@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import statistics
@@ -291,7 +292,8 @@ async def _until_playing(process: asyncio.subprocess.Process, discord: EmulatorC
     assert process.stdout is not None
     async with asyncio.timeout(_PLAYING_WITHIN_S):
         process.stdin.write(msgspec.json.encode(voices) + b"\n")
-        await process.stdin.drain()
+        with contextlib.suppress(ConnectionError):  # it ended: its exit status says more
+            await process.stdin.drain()
         if await process.stdout.readline() != b"playing\n":
             raise PeerError(f"ended with {await process.wait()} before it played")
     await _until_all_heard(discord)
