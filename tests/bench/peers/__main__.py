@@ -74,13 +74,13 @@ def draw(figure: Figure, found: Sequence[PeerFigures]) -> None:
 
 def show(found: Sequence[PeerFigures], missing: Sequence[Missing]) -> None:
     """The tables, and what is missing from them."""
-    columns = ["peer", "guilds", "kind", "cipher", "µs/packet", "rest µs", "cores", "packets/s", "wanted", "lost"]
-    columns += ["dropped", "not decrypted", "in the clear", "late p50", "p99", "p99.9 ms"]
+    columns = ["peer", "guilds", "DAVE", "cipher", "µs/packet", "rest", "cores", "packets/s"]
+    columns += ["lost", "drops", "failed", "clear", "p50 ms", "p99", "p99.9"]
     rows = [
         (
-            *(each.name, each.guilds, _KINDS[each.kind], _CIPHERS.get(each.mode, each.mode), each.cpu_us),
-            *(each.rest_us.median if each.name == OURS else "", each.cores.median),
-            *(f"{each.packets_per_s.median:.0f}", f"{each.wanted_per_s:.0f}", each.lost, each.kernel_drops),
+            *(each.name, each.guilds, "yes" if each.kind == "voice" else "no", _CIPHERS.get(each.mode, each.mode)),
+            *(each.cpu_us, each.rest_us.median if each.name == OURS else "", each.cores.median),
+            *(f"{each.packets_per_s.median:.0f} of {each.wanted_per_s:.0f}", each.lost, each.kernel_drops),
             *(each.decrypt_failed, each.in_the_clear, each.late_p50_ms, each.late_p99_ms, each.late_p999_ms),
         )
         for each in found
@@ -95,6 +95,10 @@ def show(found: Sequence[PeerFigures], missing: Sequence[Missing]) -> None:
         table(
             "peers: times our CPU per packet", ["peer", "kind", *(f"ours at {size} guilds" for size in sizes)], compared
         )
+    sys.stdout.write(
+        "lost: gaps in sequence; drops: of the kernel, at the listeners; failed: not decrypted; clear: without the DAVE"
+        " that was due; ms: late\n"
+    )
     for setting in dict.fromkeys(f"{each.name} {each.version}: {each.setting}" for each in found):
         sys.stdout.write(f"{setting}\n")
     for each in missing:
