@@ -214,7 +214,7 @@ async def _watch(player: _Player, guilds: int, kind: ChannelKind, windows: int, 
         before, began_ns = player.cpu(), time.monotonic_ns()
         await asyncio.sleep(window_s)
         # The report counts at its end: what is read right after it is of the same moment, or, with a thousand guilds,
-        # of some 40 ms later, which makes a packet 2 % dearer in windows of 2 s.
+        # of 20 to 40 ms later: it makes a packet up to 2 % dearer in windows of 2 s.
         report = await player.discord.report()
         after, passed_ns = player.cpu(), time.monotonic_ns() - began_ns
         sent = report.packets + report.kernel_drops
