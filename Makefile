@@ -64,7 +64,7 @@ test-whole:
 test-alone: # milliseconds between two hosts: with the machine to itself
 	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/e2e/test_skew.py
 
-test-system: redis peers ## Tests that need the Debian packages of tests/packages.txt, and cargo, go and npm
+test-system: redis peers ## Tests that need the Debian packages of tests/packages.txt; with cargo, go and npm all peers
 	@tests/system/packages-present
 	@$(BIN)/pytest -q tests/system
 
@@ -100,15 +100,18 @@ PEERS := .run/bench/peers
 PEER_SOURCES := tests/bench/peers
 # cargo and go also where their own installers put them
 WITH_TOOLS := PATH="$$PATH:$$HOME/.cargo/bin:/usr/local/go/bin"
-have = $(shell $(WITH_TOOLS); for tool in $(1); do command -v $$tool >/dev/null || exit; done; echo yes)
+# a peer that cannot be built here is left out: $(1) its name, $(2) its file
+attempt = @mkdir -p $(PEERS)/$(1); \
+	if $(MAKE) --no-print-directory $(2) >$(PEERS)/$(1)/build.log 2>&1; then rm -f $(PEERS)/$(1)/absent; else \
+	  tail -n 4 $(PEERS)/$(1)/build.log >$(PEERS)/$(1)/absent; \
+	  echo "left out: $(1) cannot be built: see $(PEERS)/$(1)/build.log" >&2; fi
 
-$(PEERS)/songbird/target/release/songbird-peer: $(addprefix $(PEER_SOURCES)/songbird/,Cargo.toml Cargo.lock src/main.rs)
+$(PEERS)/songbird/target/release/songbird-peer: $(addprefix $(PEER_SOURCES)/songbird/,Cargo.toml Cargo.lock src/main.rs) | $(VENV)/installed
 	@mkdir -p $(PEERS)/songbird
 	@cp -r $(PEER_SOURCES)/songbird/Cargo.toml $(PEER_SOURCES)/songbird/src $(PEERS)/songbird/
 	@rm -f $(PEERS)/songbird/Cargo.lock
 	@cd $(PEERS)/songbird && $(WITH_TOOLS) cargo generate-lockfile --quiet
 	@$(BIN)/python -m tests.bench.peers.cargo_lock dress $(PEERS)/songbird/Cargo.lock
-	@echo "building songbird: some minutes" >&2
 	@cd $(PEERS)/songbird && $(WITH_TOOLS) CARGO_TARGET_DIR=target nice cargo build --release --locked --quiet
 	@touch $@
 
@@ -116,12 +119,14 @@ $(PEERS)/disgo/disgo-peer: $(addprefix $(PEER_SOURCES)/disgo/,go.mod go.sum main
 	@cd $(PEER_SOURCES)/disgo && $(WITH_TOOLS) CGO_ENABLED=0 GOTOOLCHAIN=local nice go build -trimpath -o $(CURDIR)/$@ .
 
 .PHONY: peers
-peers: install $(INTEROP)/python/installed # those that this machine has the tools for
-peers: $(if $(call have,npm),$(INTEROP)/node/installed)
-peers: $(if $(call have,cargo cmake cc),$(PEERS)/songbird/target/release/songbird-peer)
-peers: $(if $(call have,go),$(PEERS)/disgo/disgo-peer)
+peers: install # those that can be built here
+	+$(call attempt,discord.py,$(INTEROP)/python/installed)
+	+$(call attempt,discordjs,$(INTEROP)/node/installed)
+	@test -e $(PEERS)/songbird/target/release/songbird-peer || echo "building songbird: some minutes" >&2
+	+$(call attempt,songbird,$(PEERS)/songbird/target/release/songbird-peer)
+	+$(call attempt,disgo,$(PEERS)/disgo/disgo-peer)
 
-bench-peers: peers ## CPU per packet of discord.py, @discordjs/voice, songbird and disgo: make bench-peers GUILDS=200
+bench-peers: redis peers ## CPU per packet of ours, discord.py, @discordjs/voice, songbird and disgo: make bench-peers GUILDS=200
 	@$(BIN)/python -m tests.bench.peers $(if $(filter file,$(origin GUILDS)),,--guilds $(GUILDS))
 
 bench-seal: install ## CPU per packet of each transport mode, beside AES-GCM

@@ -20,8 +20,10 @@ _HERE = Path(__file__).parent
 _RUN = _HERE.parents[2] / ".run"
 _PYTHON = _RUN / "interop" / "python"
 _NODE = _RUN / "interop" / "node"
-_SONGBIRD = _RUN / "bench" / "peers" / "songbird" / "target" / "release" / "songbird-peer"
-_DISGO = _RUN / "bench" / "peers" / "disgo" / "disgo-peer"
+_BUILT = _RUN / "bench" / "peers"
+"""A folder for each peer; `make` writes to `absent` in it why it could not be built."""
+_SONGBIRD = _BUILT / "songbird" / "target" / "release" / "songbird-peer"
+_DISGO = _BUILT / "disgo" / "disgo-peer"
 
 _INSTALLERS_PUT = (str(Path.home() / ".cargo" / "bin"), "/usr/local/go/bin")
 
@@ -66,10 +68,13 @@ class Peer:
         """Raises: Absent: it cannot be measured here, or not in calls of this kind."""
         if kind == "voice" and self.no_dave:
             raise Absent(self.no_dave)
-        if self.installed.exists():
+        reason = _BUILT / self.name / "absent"
+        if self.installed.exists() and not reason.exists():
             return
         if lacking := self.lacking_tools():
             raise Absent(f"not built, because this machine lacks {' and '.join(lacking)}")
+        if reason.exists():
+            raise Absent(f"not built: {' '.join(reason.read_text(errors='replace').split())}")
         raise Absent("not built: run make bench-peers")
 
     def lacking_tools(self) -> list[str]:
@@ -79,7 +84,7 @@ class Peer:
 
 
 def _version_of_wheel(package: str) -> str:
-    (found,) = _PYTHON.glob(f"lib/python3*/site-packages/{package}-*.dist-info")
+    found = max(_PYTHON.glob(f"lib/python3*/site-packages/{package}-*.dist-info"), default=Path("unknown"))
     return found.name.removesuffix(".dist-info").rpartition("-")[2]
 
 
