@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import ssl
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -18,6 +21,8 @@ from shared.schema.records import GuildSpec, GuildStatus, GuildWant, WorkerRecor
 from shared.seal import VoiceSeal
 from shared.store.client import Store
 from shared.store.keys import Keys
+from tests.emulator.client import EmulatorClient
+from tests.emulator.local import LocalDiscord
 from worker.fanout.build import Builder
 from worker.fanout.guild import GuildSession
 from worker.fanout.programme import Programme
@@ -81,3 +86,54 @@ async def test_a_defect_of_ours_is_told_as_such(desk: Desk) -> None:
     await desk.guild(spec).task
     assert [status.state for status in desk.told] == ["connecting", "failed"]
     assert (desk.told[-1].code, desk.told[-1].message) == (ErrorCode.INTERNAL_ERROR, "KeyError")
+
+
+async def ended(desk: Desk, spec: GuildSpec, during: Callable[[GuildSession], Awaitable[None]]) -> bool:
+    """Whether a guild whose connection ended is gone, without a collection."""
+    gc.collect()
+    gc.disable()
+    try:
+        guild = desk.guild(spec)
+        await during(guild)
+        await guild.task
+        await guild.stop()
+        gone = weakref.ref(guild)
+        del guild
+        await asyncio.sleep(0)  # the loop lets go of the task
+        return gone() is None
+    finally:
+        gc.enable()
+
+
+async def test_a_guild_that_was_never_connected_leaves_no_cycle(desk: Desk) -> None:
+    """Collections look at established sessions no more, so what ends must be gone by itself."""
+    voice = Voice(user_id=GUILD, session_id="s", token="t", endpoint="127.0.0.1:9")
+    spec = GuildSpec(bot="main", guild=GUILD, channel=GUILD, broadcast="news", voice=voice)
+    assert await ended(desk, spec, lambda _: asyncio.sleep(0))
+    assert desk.told[-1].code == ErrorCode.VOICE_UNREACHABLE
+
+
+@pytest.mark.parametrize("code", [4014, 4011])
+async def test_a_guild_whose_session_the_server_ended_leaves_no_cycle(desk: Desk, code: int) -> None:
+    """Neither its connection nor its encrypted group stays behind."""
+    async with AsyncExitStack() as exits:
+        local = await exits.enter_async_context(LocalDiscord())
+        discord = await exits.enter_async_context(EmulatorClient(local.control_url))
+        desk.shared.tls.load_verify_locations(str(local.ca_file))
+        (voice,) = await discord.issue([(GUILD, GUILD)], kind="voice", ghosts=1)
+        spec = GuildSpec(
+            bot="main",
+            guild=GUILD,
+            channel=GUILD,
+            broadcast="news",
+            voice=Voice(user_id=voice.user_id, session_id=voice.session_id, token=voice.token, endpoint=voice.endpoint),
+        )
+
+        async def close(guild: GuildSession) -> None:
+            async with asyncio.timeout(10):
+                while guild.row is None:  # noqa: ASYNC110 - a row wakes nobody
+                    await asyncio.sleep(0.005)
+            await discord.fault(GUILD, "close", code=code)
+
+        assert await ended(desk, spec, close)
+        assert desk.told[-1].close_code == code

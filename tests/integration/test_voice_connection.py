@@ -431,13 +431,17 @@ async def test_new_keys_are_a_new_function(line: Line) -> None:
         await line.until(lambda: line.connection.dave.protect is not before, f"keys of another epoch than {epoch}")
 
 
-async def test_an_ended_session_is_gone_without_a_collection(line: Line) -> None:
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_an_ended_session_is_gone_without_a_collection(line: Line, resumed: bool) -> None:
     """Collections look at established sessions no more, so one that ends must leave no cycle behind."""
     gc.collect()
     gc.disable()
     try:
         async with line.open(receiving=False):
             group, gateway = weakref.ref(line.connection.dave), weakref.ref(line.connection._gateway)
+            if resumed:
+                await line.fault("drop")
+                await line.until(lambda: line.links == [False, True], "a resume")
         line.forget()
         assert (group(), gateway()) == (None, None)
     finally:

@@ -197,11 +197,12 @@ class VoiceConnection:
         tries = 0
         answered: VoiceError | None = None
         """The last end in these tries that a server had a part in."""
+        failure: VoiceError | None = None
         try:
             while not self._closing:
                 established_before = self._gateway.can_resume
                 code: int | None = None
-                failure: VoiceError | None = None
+                failure = None
                 try:
                     await self._serve_one_socket()
                 except VoiceClosed as closed:
@@ -231,6 +232,7 @@ class VoiceConnection:
                 await asyncio.sleep(random.uniform(0, 0.25 * 2 ** (tries - 1)))  # noqa: S311 - jitter
                 await self._may_resume()
         finally:
+            failure = answered = None  # their tracebacks hold this frame: that would be a cycle
             self._closing = True
             self.dave.close()
             if self._port is not None:
@@ -251,7 +253,9 @@ class VoiceConnection:
                     self._url, ssl=self._shared.tls, max_msg_size=_LARGEST_MESSAGE_BYTES, autoclose=False, compress=0
                 )
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise VoiceError(f"{self._url}: {error or 'no answer'}", code=ErrorCode.VOICE_UNREACHABLE) from error
+            told = f"{self._url}: {error or 'no answer'}"
+            # without the frames, in which the library leaves cycles
+            raise VoiceError(told, code=ErrorCode.VOICE_UNREACHABLE) from error.with_traceback(None)
         self._socket = websocket
         self._conversing = asyncio.current_task()
         try:
@@ -260,7 +264,10 @@ class VoiceConnection:
             failure, self._failure = self._failure, None
             if failure is None or self._conversing is None or self._conversing.uncancel():
                 raise
-            raise failure from None
+            try:
+                raise failure from None
+            finally:
+                failure = None  # as above: its traceback holds this frame
         finally:
             self._conversing = self._socket = None
             if not websocket.closed:
