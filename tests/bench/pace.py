@@ -184,7 +184,7 @@ async def _sampled_gaps(pool: BenchPool, voices: Sequence[Voice]) -> Histogram:
     gaps = [np.zeros(0)]
     for voice in voices[:_SAMPLE]:
         heard = (await pool.discord.packets(voice.guild)).sessions
-        gaps += [gaps_ms(np.asarray(one.timestamp), np.asarray(one.arrival_ns)) for one in heard]
+        gaps += [gaps_ms(*map(np.asarray, (one.timestamp, one.arrival_ns, one.after_pause))) for one in heard]
     bins = np.minimum(np.concatenate(gaps) / _GAP_BIN_MS, _GAP_BINS - 1).astype(np.int64)
     histogram: Histogram = np.bincount(bins, minlength=_GAP_BINS).astype(np.int64)
     return histogram
