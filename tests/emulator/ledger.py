@@ -88,7 +88,14 @@ class Ledger:
         self._nonce_free: Bools = np.zeros(rows, np.bool_)
         self._above_first: Ints = np.zeros(rows, np.int64)
         self._seen: NDArray[np.uint64] = np.zeros(rows, np.uint64)  # bit n: the sequence n below the highest was seen
-        full = {"sequence": "u2", "timestamp": "u4", "nonce": "u4", "arrival_ns": "i8", "payload": "i4", "after_pause": "?"}
+        full = {
+            "sequence": "u2",
+            "timestamp": "u4",
+            "nonce": "u4",
+            "arrival_ns": "i8",
+            "payload": "i4",
+            "after_pause": "?",
+        }
         self._full = Rings(sampled_rows, full_depth, full)
         self._brief = Rings(brief_rows, brief_depth, {"timestamp": "u4", "arrival_ns": "i8", "after_pause": "?"})
 
