@@ -1,7 +1,8 @@
 """The benchmarks, one after the other, each a process of its own: python -m tests.bench [item ...].
 
 Tables go to the terminal, JSON and plots to `.run/bench/`. The soak is run only where it is named: it takes half an
-hour. One item that fails does not keep the others from running; the exit status tells.
+hour. One item that fails does not keep the others from running; the exit status tells. Ctrl-C reaches the item as
+well: it is waited for, because it has processes to end.
 """
 
 from __future__ import annotations
@@ -15,13 +16,23 @@ ITEMS = ("fanout", "peers", "seal", "pace", "without_sender", "skew", "mass_join
 ON_DEMAND = ("receive", "soak")
 
 
+def _run(item: str) -> int:
+    """The exit status of an item."""
+    process = subprocess.Popen([sys.executable, "-m", f"tests.bench.{item}"])
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("items", nargs="*", metavar="item", choices=[*ITEMS, *ON_DEMAND, []], help=", ".join(ITEMS))
     failed = []
     for item in parser.parse_args().items or ITEMS:
         began_s = time.monotonic()
-        status = subprocess.run([sys.executable, "-m", f"tests.bench.{item}"], check=False).returncode
+        status = _run(item)
         sys.stdout.write(f"{item}: exit status {status} after {time.monotonic() - began_s:.0f} s\n\n")
         sys.stdout.flush()
         if status:

@@ -7,8 +7,9 @@ the jobs to the arrival of its first packet. What limits the pace is the machine
 of each handshake on it), then the worker's turns (`worker/voice/turns.py`), then the coordinator, which gives a worker
 100 guilds a second.
 
-CPU per join is that of the worker process from the jobs to the last first packet, less what it costs to play: an idle
-worker's rate before the join, and the rate per playing guild after it, for as long as each guild played meanwhile.
+CPU per join is that of worker and sender from the jobs to the last first packet. Subtracted is what it costs to play:
+the rate of both before the join, for the whole time, and for each guild that joined what it adds to that rate (as
+found after the join), from its first packet on.
 Memory per guild is what the proportional sizes of worker and sender grew by, so the rows that both map count once;
 memory that the kernel holds for sockets is not in it. With end-to-end encryption each guild is a voice channel with one
 other member, of whom there is no more than a key package.
@@ -27,6 +28,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from shared.clock import NS_PER_MS, NS_PER_S
+from tests.bench.lateness import fresh_stats
 from tests.bench.pool import BenchPool
 from tests.bench.processes import Memory, exact_cpu_ns
 from tests.bench.results import Median, save, table
@@ -44,13 +46,13 @@ class Joined(NamedTuple):
     first_packet_ms: list[float]
     """Per guild, since the jobs were sent; in order."""
     cpu_ms: float
-    """Of the worker, per join."""
+    """Of worker and sender, per join."""
     memory_kib: float
     """Per guild: worker and sender."""
     worker_kib: float
     """Per guild: what only the worker holds."""
     play_us: float
-    """CPU of the worker per playing guild and second."""
+    """CPU of worker and sender per playing guild and second."""
     missed: int
     """Sequence gaps, and ticks that were skipped, meanwhile."""
 
@@ -71,11 +73,15 @@ async def _first_packets_ns(pool: BenchPool, voices: Sequence[Voice]) -> list[in
     return sorted(arrivals)
 
 
-async def _cpu_rate(pid: int, window_s: float) -> float:
-    """Share of a core that a process takes."""
-    before_ns, began_ns = exact_cpu_ns(pid), time.monotonic_ns()
+def _cpu_ns(pids: Sequence[int]) -> int:
+    return sum(exact_cpu_ns(pid) for pid in pids)
+
+
+async def _cpu_rate(pids: Sequence[int], window_s: float) -> float:
+    """Cores that processes take together."""
+    before_ns, began_ns = _cpu_ns(pids), time.monotonic_ns()
     await asyncio.sleep(window_s)
-    return (exact_cpu_ns(pid) - before_ns) / (time.monotonic_ns() - began_ns)
+    return (_cpu_ns(pids) - before_ns) / (time.monotonic_ns() - began_ns)
 
 
 async def measure(guilds: int, kind: ChannelKind, *, before: int = 100, window_s: float = 5.0) -> Joined:
@@ -87,23 +93,23 @@ async def measure(guilds: int, kind: ChannelKind, *, before: int = 100, window_s
     """
     async with BenchPool(before + guilds, sample=0) as pool:
         await pool.play(before, kind)
-        ((worker, sender),) = pool.fanout()
+        (both,) = pool.fanout()
         voices = await pool.voices(guilds, kind, first=before)
         await asyncio.sleep(SETTLED_AFTER_S)
-        rate_before = await _cpu_rate(worker, window_s)
-        memory_before = [Memory.of(worker), Memory.of(sender)]
-        skipped_before = (await pool.stats())[0].ticks_skipped
+        rate_before = await _cpu_rate(both, window_s)
+        memory_before = [Memory.of(pid) for pid in both]
+        skipped_before = (await fresh_stats(pool))[0].ticks_skipped
 
-        cpu_before_ns, began_ns = exact_cpu_ns(worker), time.time_ns()
+        cpu_before_ns, began_ns = _cpu_ns(both), time.time_ns()
         await pool.join(voices)
         await pool.until_heard(before + guilds)
-        spent_ns, took_ns = exact_cpu_ns(worker) - cpu_before_ns, time.time_ns() - began_ns
+        spent_ns, took_ns = _cpu_ns(both) - cpu_before_ns, time.time_ns() - began_ns
 
         await asyncio.sleep(SETTLED_AFTER_S)
-        rate_after = await _cpu_rate(worker, window_s)
-        memory_after = [Memory.of(worker), Memory.of(sender)]
+        rate_after = await _cpu_rate(both, window_s)
+        memory_after = [Memory.of(pid) for pid in both]
         arrivals_ns = await _first_packets_ns(pool, voices)
-        report, stats = await pool.discord.report(), (await pool.stats())[0]
+        report, stats = await pool.discord.report(), (await fresh_stats(pool))[0]
     rate_per_guild = (rate_after - rate_before) / guilds
     played_ns = sum(began_ns + took_ns - arrival_ns for arrival_ns in arrivals_ns)
     grown_kib = [
@@ -163,11 +169,11 @@ def _figures(found: dict[str, list[Joined]]) -> dict[str, object]:
     return {
         name: {
             "guilds": all_of_it[0].guilds,
-            "guilds_per_s": Median.of([one.per_s for one in all_of_it])._asdict(),
-            "cpu_ms_per_join": Median.of([one.cpu_ms for one in all_of_it])._asdict(),
-            "memory_kib_per_guild": Median.of([one.memory_kib for one in all_of_it])._asdict(),
-            "worker_kib_per_guild": Median.of([one.worker_kib for one in all_of_it])._asdict(),
-            "play_cpu_us_per_guild_and_s": Median.of([one.play_us for one in all_of_it])._asdict(),
+            "guilds_per_s": Median.of([one.per_s for one in all_of_it]),
+            "cpu_ms_per_join": Median.of([one.cpu_ms for one in all_of_it]),
+            "memory_kib_per_guild": Median.of([one.memory_kib for one in all_of_it]),
+            "worker_kib_per_guild": Median.of([one.worker_kib for one in all_of_it]),
+            "play_cpu_us_per_guild_and_s": Median.of([one.play_us for one in all_of_it]),
             "first_packet_ms": [np.percentile(one.first_packet_ms, range(101)).tolist() for one in all_of_it],
             "lost_or_skipped": sum(one.missed for one in all_of_it),
         }

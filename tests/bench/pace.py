@@ -1,14 +1,18 @@
 """Whether a worker keeps the pace: lateness and gaps, quiet and under storm, beside a bare timerfd loop.
 
-    python -m tests.bench.pace --guilds 700
+    python -m tests.bench.pace
+
+It plays at 70 % of the capacity that `fanout.py` found here, or with 700 guilds where it was not run; never with more
+than 1,400, because the local Discord needs the same machine.
 
 Lateness is that of the first packet of each batch: from the moment its slot is due to the moment before `sendmmsg`, as
 the sender itself notes it in the memory it shares with its worker, one count a slot. The bare loop is a process of the
 same priority that wakes at the same 1,000 slots a second, half a slot beside the sender's, does nothing, and notes its
 lateness in the same bins. Both are read at the begin and the end of each window, so that both saw the same machine.
-What comes 60 ms late the sender skips: that is in no bin, and counted as skipped; the bare loop skips nothing. Below
-some 320 guilds not all slots are in use.
-Gaps are between arrivals (the kernel's time-stamps) of packets of successive ticks of one guild, at the listeners' end.
+What comes 60 ms late the sender skips: all 20 slots of such a tick are counted in the last bin. The bare loop skips
+nothing. Below some 320 guilds not all slots are in use.
+Gaps are between arrivals (the kernel's time-stamps) of successive packets of one guild, at the listeners' end; a packet
+that is missing makes a long one, also where this machine's listeners had no room for it ("not read").
 
 Quiet is steady play. In the storm 20 guilds a second join and as many leave after 5 s, 20 times a second somebody comes
 to a channel or goes, each twentieth of them in a group of 100, one member of each guild speaks once, the source is
@@ -21,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,10 +36,21 @@ import msgspec
 import numpy as np
 from matplotlib.figure import Figure
 
+from shared.capacity import Cost, limits
+from shared.process import usable_cores
 from shared.schema.records import WorkerStats
-from tests.bench.lateness import BIN_MS, QUANTILES, BareLoop, Histogram, SenderFigures, medians, quantiles_ms
+from tests.bench.lateness import (
+    BIN_MS,
+    QUANTILES,
+    BareLoop,
+    Histogram,
+    SenderFigures,
+    fresh_stats,
+    medians,
+    quantiles_ms,
+)
 from tests.bench.pool import BenchPool
-from tests.bench.results import save, table
+from tests.bench.results import RESULTS, Median, save, table
 from tests.bench.storm import CROWD, INSIDE, SPARE_GUILDS, Done, Storm, Talker
 from tests.emulator.analysis import gaps_ms
 from tests.emulator.records import Report, Voice
@@ -50,6 +66,56 @@ _DRAWN_EDGES_MS = BIN_MS * np.array([0.9, *np.unique(np.geomspace(1.5, LATENESS_
 _POLL_S = 0.25
 _CALM_WITHIN_S = 60.0
 _SAMPLE = 32
+LONGEST_WINDOW_S = 28.0
+"""The local Discord keeps 30 s of each guild that is not sampled."""
+_SHARE = 0.7
+_USUAL_GUILDS = 700
+_MOST_GUILDS = 1_400
+"""As many as fit a small machine beside the local Discord."""
+
+
+class Size(NamedTuple):
+    """How many guilds are played to."""
+
+    guilds: int
+    capacity: float | None = None
+    """Guilds with DAVE that one worker carries here, as `fanout.py` found."""
+
+    @property
+    def share(self) -> float | None:
+        """Of the capacity."""
+        return self.guilds / self.capacity if self.capacity else None
+
+    def __str__(self) -> str:
+        share = "capacity not measured" if self.share is None else f"{self.share:.0%} of the capacity"
+        return f"{self.guilds} guilds with DAVE ({share})"
+
+    def told(self) -> dict[str, object]:
+        return {"guilds": self.guilds, "capacity": self.capacity, "share_of_capacity": self.share}
+
+
+def usual_size(results: Path = RESULTS / "fanout.json") -> Size:
+    """70 % of what was found here, or 700 guilds where nothing was; within what a machine has room for."""
+    if not results.exists():
+        return Size(_USUAL_GUILDS)
+    cells = [cell for cell in json.loads(results.read_text())["cells"] if cell["way"] == "AES-GCM and DAVE"]
+    if not cells:
+        return Size(_USUAL_GUILDS)
+    # What a packet costs depends on how many there are: the size counts that comes closest to what follows from it.
+    capacity = min((abs(_capacity(cell) - cell["guilds"]), _capacity(cell)) for cell in cells)[1]
+    return Size(max(1, min(_MOST_GUILDS, int(_SHARE * capacity))), capacity)
+
+
+def _capacity(cell: dict[str, list[float]]) -> float:
+    """Guilds at which worker, sender, or all cores would be full."""
+    cost = Cost(*(Median.of(cell[name]).median for name in ("worker_us", "sender_us")))
+    return min(limits(cost, usable_cores(), 1.0).values())
+
+
+def check_seconds(parser: argparse.ArgumentParser, seconds: float) -> None:
+    """Refuse windows of which not all could be looked at. Raises: SystemExit."""
+    if not 0 < seconds <= LONGEST_WINDOW_S:
+        parser.error(f"a window takes {LONGEST_WINDOW_S:.0f} s at most: older packets are forgotten")
 
 
 class Window(NamedTuple):
@@ -66,6 +132,9 @@ class Window(NamedTuple):
     guilds: int
     """At the end."""
     storm: Done | None
+    joins_heard: int
+    """Guilds that joined meanwhile and of which a packet came."""
+    seconds: float
 
     def above_bare_ms(self) -> dict[str, float]:
         """How much later the sender is than the bare loop, quantile by quantile."""
@@ -134,25 +203,35 @@ async def _window(
     storm: Storm | None = None,
 ) -> Window:
     await _until_calm(pool, len(voices))
+    stats_before = await fresh_stats(pool)
     await pool.discord.reset()
-    stats_before, before = await pool.stats(), (sender.lateness(), bare.lateness())
-    done = None
+    before, began_ns, done = (sender.lateness(), bare.lateness()), time.monotonic_ns(), None
     if storm is None:
         await asyncio.sleep(seconds)
     else:
         done = await storm.rage(seconds)
-    after = sender.lateness(), bare.lateness()
-    stats = await _stats_after(pool, time.monotonic_ns())
+    after, ended_ns, ended_of_day_ns = (sender.lateness(), bare.lateness()), time.monotonic_ns(), time.time_ns()
+    stats = await fresh_stats(pool)
+    report = await pool.discord.report(guilds=storm is not None)
+    staying = {voice.guild for voice in voices}
+    joins_heard = sum(
+        session.first_arrival_ns is not None and session.first_arrival_ns <= ended_of_day_ns
+        for row in report.guild_rows or ()
+        if row.guild not in staying
+        for session in row.sessions
+    )
     return Window(
         sender=after[0] - before[0],
         bare=after[1] - before[1],
         gaps=await _sampled_gaps(pool, voices),
-        report=await pool.discord.report(),
+        report=report,
         ticks_skipped=_rise("ticks_skipped", stats_before, stats),
         underruns=_rise("underruns", stats_before, stats),
         dave_epochs=_rise("dave_epochs", stats_before, stats),
         guilds=sum(one.guilds for one in stats),
         storm=done,
+        joins_heard=joins_heard,
+        seconds=(ended_ns - began_ns) / 1e9,
     )
 
 
@@ -165,16 +244,6 @@ async def _until_calm(pool: BenchPool, guilds: int) -> None:
     await pool.until_heard(guilds)
 
 
-async def _stats_after(pool: BenchPool, moment_ns: int) -> list[WorkerStats]:
-    """Figures that workers told after a moment."""
-    async with asyncio.timeout(_CALM_WITHIN_S):
-        while True:
-            stats = await pool.stats()
-            if min(one.at_ns for one in stats) > moment_ns:
-                return stats
-            await asyncio.sleep(_POLL_S)
-
-
 def _rise(name: str, before: Sequence[WorkerStats], after: Sequence[WorkerStats]) -> int:
     sums = [sum(int(getattr(one, name)) for one in stats) for stats in (before, after)]
     return sums[1] - sums[0]
@@ -184,7 +253,7 @@ async def _sampled_gaps(pool: BenchPool, voices: Sequence[Voice]) -> Histogram:
     gaps = [np.zeros(0)]
     for voice in voices[:_SAMPLE]:
         heard = (await pool.discord.packets(voice.guild)).sessions
-        gaps += [gaps_ms(np.asarray(one.timestamp), np.asarray(one.arrival_ns)) for one in heard]
+        gaps += [gaps_ms(*map(np.asarray, (one.timestamp, one.arrival_ns, one.after_pause))) for one in heard]
     bins = np.minimum(np.concatenate(gaps) / _GAP_BIN_MS, _GAP_BINS - 1).astype(np.int64)
     histogram: Histogram = np.bincount(bins, minlength=_GAP_BINS).astype(np.int64)
     return histogram
@@ -215,11 +284,28 @@ def _figures_of(weather: Weather, windows: Sequence[Window]) -> dict[str, object
         "dropped_by_the_listeners_kernel": sum(report.kernel_drops for report in reports),
         "underruns": sum(window.underruns for window in windows),
         "dave_epochs": sum(window.dave_epochs for window in windows),
-        "storm": [window.storm._asdict() for window in windows if window.storm is not None],
+        "seconds": [window.seconds for window in windows],
+        "joins_per_s": _rates(windows, "joins"),
+        "changes_per_s": _rates(windows, "changes"),
+        "storm": [
+            {**window.storm._asdict(), "joins_heard": window.joins_heard}
+            for window in windows
+            if window.storm is not None
+        ],
         "sender_histogram": _summed([window.sender for window in windows]),
         "bare_histogram": _summed([window.bare for window in windows]),
         "gap_histogram": _summed([window.gaps for window in windows]),
     }
+
+
+def _rates(windows: Sequence[Window], what: Literal["joins", "changes"]) -> Median:
+    """What a second brought: joins that were heard, or changes that were made."""
+    return Median.of(
+        [
+            (window.joins_heard if what == "joins" else window.storm.changes if window.storm else 0) / window.seconds
+            for window in windows
+        ]
+    )
 
 
 def _gap_quantiles(report: Report) -> dict[str, float]:
@@ -233,7 +319,7 @@ def _summed(histograms: Sequence[Histogram]) -> list[int]:
     return counts
 
 
-def show(guilds: int, found: dict[Weather, list[Window]]) -> None:
+def show(size: Size, found: dict[Weather, list[Window]]) -> None:
     """Print the tables."""
     rows: list[list[object]] = []
     counts: list[list[object]] = []
@@ -258,17 +344,22 @@ def show(guilds: int, found: dict[Weather, list[Window]]) -> None:
                 sum(report.lost for report in reports),
                 sum(report.kernel_drops for report in reports),
                 sum(window.dave_epochs for window in windows),
+                *(_rates(windows, "joins").median, _rates(windows, "changes").median),
+                Median.of([window.seconds for window in windows]).median,
             ]
         )
-    table(f"pace: lateness of each slot's first packet in ms, {guilds} guilds with DAVE", ["", *QUANTILES], rows)
+    table(f"pace: lateness of each slot's first packet in ms, {size}", ["", *QUANTILES], rows)
     table(
         f"pace: gaps between a guild's packets in ms, the longest of all may be {GAP_LIMIT_MS:.0f}",
-        ["", "p50", "p99", "p99.9", "longest", "packets", "skipped", "lost", "not read", "DAVE epochs"],
+        [
+            *("", "p50", "p99", "p99.9", "longest", "packets", "skipped", "lost", "not read", "DAVE epochs"),
+            *("joins/s", "changes/s", "window s"),
+        ],
         counts,
     )
 
 
-def draw(guilds: int, found: dict[Weather, list[Window]], figure: Figure) -> None:
+def draw(size: Size, found: dict[Weather, list[Window]], figure: Figure) -> None:
     """Both histograms."""
     left, right = figure.subplots(1, 2)
     colours: dict[Weather, str] = {"quiet": "tab:blue", "storm": "tab:red"}
@@ -285,7 +376,8 @@ def draw(guilds: int, found: dict[Weather, list[Window]], figure: Figure) -> Non
         gaps = np.sum([window.gaps for window in windows], axis=0)
         edges_ms = np.arange(len(gaps) + 1) * _GAP_BIN_MS
         right.stairs(gaps / max(1, int(gaps.sum())), edges_ms, label=weather, color=colours[weather])
-    left.set(title=f"lateness of a slot's first packet, {guilds} guilds", xlabel="ms, at most", ylabel="share of slots")
+    figure.suptitle(str(size), fontsize=10)
+    left.set(title="lateness of a slot's first packet", xlabel="ms, at most", ylabel="share of slots")
     left.set_xscale("log")
     right.set(title="gaps between packets of a guild", xlabel="ms", ylabel="share of packets of sampled guilds")
     right.axvline(GAP_LIMIT_MS, color="gray", linewidth=0.8)
@@ -296,13 +388,16 @@ def draw(guilds: int, found: dict[Weather, list[Window]], figure: Figure) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--guilds", type=int, default=700)
+    usual = usual_size()
+    parser.add_argument("--guilds", type=int, default=usual.guilds)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each window; two windows make a round")
     options = parser.parse_args()
-    found = asyncio.run(measure(options.guilds, options.rounds, options.seconds))
-    show(options.guilds, found)
-    save("pace", {"guilds": options.guilds, **figures_of(found)}, lambda figure: draw(options.guilds, found, figure))
+    check_seconds(parser, options.seconds)
+    size = usual._replace(guilds=options.guilds)
+    found = asyncio.run(measure(size.guilds, options.rounds, options.seconds))
+    show(size, found)
+    save("pace", {**size.told(), **figures_of(found)}, lambda figure: draw(size, found, figure))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import statistics
 import sys
@@ -15,7 +16,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-RESULTS = Path(".run") / "bench"
+from shared.cli.pool import ROOT
+
+RESULTS = ROOT / ".run" / "bench"
 
 
 class Median(NamedTuple):
@@ -35,10 +38,11 @@ class Median(NamedTuple):
 
 def machine() -> dict[str, str]:
     """What the figures were measured on, and when."""
-    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    name = names[0].partition(":")[2].strip() if names else platform.machine()  # not every architecture has one
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "cpu": f"{len(cpus)} x {cpus[0].partition(':')[2].strip() if cpus else platform.machine()}",
+        "cpu": f"{os.cpu_count()} x {name}",
         "kernel": platform.release(),
         "python": platform.python_version(),
     }
@@ -54,11 +58,24 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160).print(printed)
 
 
+def _named(figures: Mapping[str, object]) -> dict[str, object]:
+    """Figures with each median as an object; JSON would make a list of it."""
+    return {name: _told(value) for name, value in figures.items()}
+
+
+def _told(value: object) -> object:
+    if isinstance(value, Median):
+        return value._asdict()
+    if isinstance(value, Mapping):
+        return _named(value)
+    return [_told(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def save(item: str, figures: Mapping[str, object], draw: Callable[[Figure], None]) -> None:
     """Write `.run/bench/<item>.json` and `.png`; what is shown of the machine is the same in both."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     where = machine()
-    (RESULTS / f"{item}.json").write_text(json.dumps({"machine": where, **figures}, indent=1) + "\n")
+    (RESULTS / f"{item}.json").write_text(json.dumps({"machine": where, **_named(figures)}, indent=1) + "\n")
     figure = Figure(figsize=(9, 5))
     draw(figure)
     figure.set_layout_engine("constrained", rect=(0, 0.03, 1, 0.97))  # room for the line below

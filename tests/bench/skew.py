@@ -123,7 +123,8 @@ def draw(guilds: int, found: dict[str, list[Window]], figure: Figure) -> None:
             ("as it is", ":", [window.skew_ms for window in windows]),
             ("slot subtracted", "-", [window.without_slot_ms for window in windows]),
         ):
-            counts, _ = np.histogram(np.concatenate(values), _BINS_MS)
+            within = np.minimum(np.concatenate(values), (_BINS_MS[-2] + _BINS_MS[-1]) / 2)  # the last bin is open
+            counts, _ = np.histogram(within, _BINS_MS)
             share = counts / max(1, counts.sum())
             axes.stairs(share, _BINS_MS, label=f"{arrangement}, {name}", linestyle=style, color=colour)
     axes.set(title=f"skew between guilds on different workers, {guilds} guilds", xlabel="ms", ylabel="share per 0.1 ms")

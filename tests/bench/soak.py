@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from tests.bench.lateness import BareLoop, SenderFigures, quantiles_ms
+from tests.bench.lateness import BareLoop, SenderFigures, fresh_stats, quantiles_ms
 from tests.bench.pool import BenchPool
 from tests.bench.results import save, table
 
@@ -87,8 +87,8 @@ async def measure(guilds: int, seconds: float, every_s: float) -> Soaked:
         with tempfile.TemporaryDirectory() as folder:
             sender = SenderFigures(pids["fan-out worker"])
             bare = await BareLoop.start(pool.processes, Path(folder), pids["fan-out worker"])
+            skipped = sum(stats.ticks_skipped for stats in await fresh_stats(pool))
             await pool.discord.reset()
-            skipped = sum(stats.ticks_skipped for stats in await pool.stats())
             readings = await _watch(pids, sender, bare, seconds, every_s)
         if pids != _pids(pool):
             raise ChildProcessError(f"a process ended and was started anew: {pool.log_end()}")
@@ -96,7 +96,7 @@ async def measure(guilds: int, seconds: float, every_s: float) -> Soaked:
         return Soaked(
             guilds,
             readings,
-            sum(stats.ticks_skipped for stats in await pool.stats()) - skipped,
+            sum(stats.ticks_skipped for stats in await fresh_stats(pool)) - skipped,
             report.lost,
             report.packets,
             report.kernel_drops,

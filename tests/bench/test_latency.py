@@ -6,7 +6,7 @@ from tests.bench.latency import measure
 
 
 async def test_latency_bench_hears_the_marks_of_a_station() -> None:
-    """What is heard was made before, and the lead is in it."""
+    """A mark is found in what was decoded, and the programme began after it was asked for."""
     found = await measure("ogg", 200, seconds=2.5)
     assert len(found.late_ms) >= 1
-    assert min(found.late_ms) >= 200
+    assert found.on_air_ms > 0

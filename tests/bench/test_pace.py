@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from shared.process import usable_cores
 from tests.bench import pace, skew, soak
 from tests.bench.lateness import BIN_MS, quantiles_ms
 from worker.fanout.rows import LATENESS_BINS
+
+DAVE = "AES-GCM and DAVE"
 
 
 def test_a_quantile_is_the_upper_edge_of_its_bin() -> None:
@@ -16,6 +22,22 @@ def test_a_quantile_is_the_upper_edge_of_its_bin() -> None:
     assert set(quantiles_ms(histogram).values()) == {0.0}
     histogram[[3, 10, 40]] = 990, 9, 1
     assert list(quantiles_ms(histogram).values()) == [bin_ * BIN_MS for bin_ in (4, 4, 11, 41)]
+
+
+def test_pace_is_measured_at_a_share_of_what_was_found(tmp_path: Path) -> None:
+    """The size nearest to its own capacity counts; a machine has room for so many, and where nothing was found, 700."""
+    file = tmp_path / "fanout.json"
+    assert pace.usual_size(file) == (700, None)
+    cost_us = min(1.0, usable_cores() / 2) * 20_000 / 1_000  # of each process: 1,000 guilds fill it
+    cells = [
+        {"way": way, "guilds": guilds, "worker_us": [cost], "sender_us": [cost]}
+        for way, guilds, cost in (("AES-GCM", 1_000, 1.0), (DAVE, 1_000, cost_us), (DAVE, 250, cost_us * 3))
+    ]
+    file.write_text(json.dumps({"cells": cells}))
+    assert pace.usual_size(file).guilds in (699, 700)
+    assert pace.usual_size(file).share == pytest.approx(0.7, rel=0.01)
+    file.write_text(json.dumps({"cells": [cells[1] | {"worker_us": [0.1], "sender_us": [0.1]}]}))
+    assert pace.usual_size(file).guilds == 1_400
 
 
 async def test_pace_bench_measures_sender_and_bare_loop_in_both_weathers() -> None:
@@ -32,6 +54,8 @@ async def test_pace_bench_measures_sender_and_bare_loop_in_both_weathers() -> No
     assert quiet.storm is None
     assert storm.storm is not None
     assert storm.storm._replace(seconds=0) == (0, 10, 10, 4, 1, 1)
+    assert quiet.joins_heard == 0
+    assert storm.joins_heard <= 10
     assert pace.figures_of(found).keys() == {"quiet", "storm"}
 
 

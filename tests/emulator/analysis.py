@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from tests.emulator.payloads import SILENCE_ID
 from tests.emulator.records import Percentiles
-from tests.emulator.wire import SAMPLES_PER_TICK
 
 _SAMPLES_PER_SECOND = 48_000
 _NS_PER_SAMPLE = 1e9 / _SAMPLES_PER_SECOND
@@ -50,13 +49,16 @@ def lateness_ms(timestamp: NDArray[np.generic], arrival_ns: NDArray[np.generic],
     return late
 
 
-def gaps_ms(timestamp: NDArray[np.generic], arrival_ns: NDArray[np.generic]) -> Floats:
-    """Times between the arrivals of packets of successive ticks of one session.
+def gaps_ms(
+    timestamp: NDArray[np.generic], arrival_ns: NDArray[np.generic], after_pause: NDArray[np.generic]
+) -> Floats:
+    """Times between the arrivals of successive packets of one session; a tick that is missing makes a long one.
 
-    Where ticks are missing there was a pause, or packets are lost: that is no gap, and is counted elsewhere.
+    Args:
+        after_pause: which packets came after an announced pause: what is before those is no gap.
     """
-    steps = np.diff(unwrap_timestamps(timestamp))
-    gaps: Floats = np.diff(arrival_ns.astype(np.int64))[steps == SAMPLES_PER_TICK] / _NS_PER_MS
+    played_on = (np.diff(unwrap_timestamps(timestamp)) > 0) & (after_pause[1:] == 0)
+    gaps: Floats = np.diff(arrival_ns.astype(np.int64))[played_on] / _NS_PER_MS
     return gaps
 
 

@@ -67,7 +67,7 @@ class Packets:
 class Ledger:
     """Counters and recordings, one row per session.
 
-    Rows below `sampled_rows` keep full records (`full_depth` of them), the others time-stamps and arrivals only
+    Rows below `sampled_rows` keep full records (`full_depth` of them), the others time-stamps, arrivals and pauses only
     (`brief_depth`). A sequence that arrives late is known for 64 packets; an older one counts as out of order and
     changes no loss.
     """
@@ -88,9 +88,16 @@ class Ledger:
         self._nonce_free: Bools = np.zeros(rows, np.bool_)
         self._above_first: Ints = np.zeros(rows, np.int64)
         self._seen: NDArray[np.uint64] = np.zeros(rows, np.uint64)  # bit n: the sequence n below the highest was seen
-        full = {"sequence": "u2", "timestamp": "u4", "nonce": "u4", "arrival_ns": "i8", "payload": "i4"}
+        full = {
+            "sequence": "u2",
+            "timestamp": "u4",
+            "nonce": "u4",
+            "arrival_ns": "i8",
+            "payload": "i4",
+            "after_pause": "?",
+        }
         self._full = Rings(sampled_rows, full_depth, full)
-        self._brief = Rings(brief_rows, brief_depth, {"timestamp": "u4", "arrival_ns": "i8"})
+        self._brief = Rings(brief_rows, brief_depth, {"timestamp": "u4", "arrival_ns": "i8", "after_pause": "?"})
 
     def clear(self, row: int | slice) -> None:
         """Forget a row, or all rows with `slice(None)`: its next packet counts as the first."""
@@ -163,7 +170,7 @@ class Ledger:
         self.first_arrival_ns[row] = packets.arrival_ns
         self.silence_run[row] = packets.silent
         self._check_nonce(row, packets.nonce)
-        self._record(packets)
+        self._record(packets, np.zeros(len(row), np.bool_))
 
     def _forward(self, packets: Packets, ahead: Ints) -> None:
         """Packets above the highest sequence of their session."""
@@ -171,7 +178,8 @@ class Ledger:
         step = modular_step(packets.timestamp, self._timestamp[row], 32)
         ticks = step // SAMPLES_PER_TICK
         gap = np.maximum(ticks - ahead, 0)
-        gap[self.silence_run[row] >= SILENCE_FRAMES_BEFORE_GAP] = 0
+        after_pause = (gap > 0) & (self.silence_run[row] >= SILENCE_FRAMES_BEFORE_GAP)
+        gap[after_pause] = 0
         self.counts["lost"][row] += ahead - 1 + gap
         self.counts["wrong_timestamp"][row] += (step % SAMPLES_PER_TICK != 0) | (ticks < ahead)
         shift = np.minimum(ahead, _WINDOW_BITS - 1).astype(np.uint64)
@@ -182,7 +190,7 @@ class Ledger:
         self._timestamp[row] = packets.timestamp
         self.silence_run[row] = np.where(silent, np.where(ahead == 1, self.silence_run[row] + 1, 1), 0)
         self._check_nonce(row, packets.nonce)
-        self._record(packets)
+        self._record(packets, after_pause)
 
     def _late(self, packets: Packets, ahead: Ints) -> None:
         """Packets at or below the highest sequence: repeated, or late and then no longer lost."""
@@ -195,7 +203,7 @@ class Ledger:
         found = within & ~repeated
         self._seen[row] |= np.where(found, bit, np.uint64(0))
         self.counts["lost"][row] -= found & (behind < self._above_first[row])
-        self._record(packets.take(~repeated))
+        self._record(packets.take(~repeated), np.zeros(int((~repeated).sum()), np.bool_))
 
     def _check_nonce(self, row: Ints, nonce: Ints) -> None:
         risen = modular_step(nonce, self._nonce[row], 32) > 0
@@ -204,24 +212,27 @@ class Ledger:
         self._nonce[row] = np.where(above, nonce, self._nonce[row])
         self._nonce_known[row] = True
 
-    def _record(self, packets: Packets) -> None:
+    def _record(self, packets: Packets, after_pause: Bools) -> None:
         row = packets.row
         self.counts["packets"][row] += 1
         self.counts["audio_packets"][row] += ~packets.silent
         self.last_arrival_ns[row] = packets.arrival_ns
         sampled = row < self.sampled_rows
         if sampled.any():
-            self._append(self._full, packets if sampled.all() else packets.take(sampled), 0)
+            some = packets if sampled.all() else packets.take(sampled)
+            self._append(self._full, some, after_pause[sampled], 0)
         if not sampled.all():
-            self._append(self._brief, packets if not sampled.any() else packets.take(~sampled), self.sampled_rows)
+            some = packets if not sampled.any() else packets.take(~sampled)
+            self._append(self._brief, some, after_pause[~sampled], self.sampled_rows)
 
     @staticmethod
-    def _append(rings: Rings, packets: Packets, offset: int) -> None:
+    def _append(rings: Rings, packets: Packets, after_pause: Bools, offset: int) -> None:
         values: dict[str, NDArray[np.generic]] = {
             "sequence": packets.sequence,
             "timestamp": packets.timestamp,
             "nonce": packets.nonce,
             "arrival_ns": packets.arrival_ns,
             "payload": packets.payload,
+            "after_pause": after_pause,
         }
         rings.append(packets.row - offset, values)

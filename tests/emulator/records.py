@@ -212,7 +212,7 @@ class GuildReport(msgspec.Struct, kw_only=True):
 class Report(msgspec.Struct, kw_only=True):
     """Answer of `GET /report`.
 
-    `gap_ms` are times between packets of successive ticks of one session.
+    `gap_ms` are times between successive packets of one session, but for pauses that five silence frames announced.
     `unknown_ssrc` are RTP packets of no live session, `unreadable` short datagrams of unknown kind or sender,
     `kernel_drops` datagrams the emulator itself was too slow for: where there are any, `lost` is not the sender's.
     """
@@ -251,6 +251,8 @@ class SessionPackets(msgspec.Struct, kw_only=True):
     nonce: list[int]
     arrival_ns: list[int]
     payload: list[int]
+    after_pause: list[bool]
+    """Ticks are missing before it, and five silence frames announced that."""
 
 
 class GuildPackets(msgspec.Struct, kw_only=True):

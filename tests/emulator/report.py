@@ -65,7 +65,9 @@ def copy_recordings(server: VoiceServer, recorder: Recorder) -> Recordings:
 def measure_timing(recordings: Recordings) -> Timing:
     """Lateness and gaps over all guilds, skew and spread over the sampled ones."""
     lateness = [analysis.lateness_ms(each["timestamp"], each["arrival_ns"]) for each in recordings.sessions]
-    gaps = [analysis.gaps_ms(each["timestamp"], each["arrival_ns"]) for each in recordings.sessions]
+    gaps = [
+        analysis.gaps_ms(each["timestamp"], each["arrival_ns"], each["after_pause"]) for each in recordings.sessions
+    ]
     heard = [(_joined(guild, "payload"), _joined(guild, "arrival_ns")) for guild in recordings.sampled_guilds]
     table = analysis.arrivals_ms(heard)
     return Timing(

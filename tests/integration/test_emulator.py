@@ -8,6 +8,7 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Self
 
 import aiohttp
@@ -766,11 +767,14 @@ def test_lateness_stands_a_different_order() -> None:
     assert late == pytest.approx([0, 0, 25, 0], abs=1e-3)
 
 
-def test_a_gap_is_between_successive_ticks() -> None:
-    """A tick that is missing makes no gap: that is a pause or a loss. Timestamps may wrap."""
+def test_a_missing_tick_makes_a_gap_and_a_pause_does_not() -> None:
+    """A hole is heard as one; what five silence frames announced is none. Timestamps may wrap."""
     timestamp, arrival_ns = arrivals([0, 0, 0, 0, 15, 0, 40])
     kept = [0, 1, 3, 4, 5, 6]
-    assert analysis.gaps_ms(timestamp[kept], arrival_ns[kept]) == pytest.approx([20, 35, 5, 60], abs=1e-3)
+    played_on, paused = np.zeros(6, np.bool_), np.arange(6) == 2
+    gaps = partial(analysis.gaps_ms, timestamp[kept], arrival_ns[kept])
+    assert gaps(played_on) == pytest.approx([20, 40, 35, 5, 60], abs=1e-3)
+    assert gaps(paused) == pytest.approx([20, 35, 5, 60], abs=1e-3)
 
 
 def heard(*pairs: tuple[int, float]) -> tuple[Any, Any]:
@@ -818,4 +822,4 @@ def test_nothing_measured_is_told_as_nothing() -> None:
     table = analysis.arrivals_ms([(empty, empty), (empty, empty)])
     assert analysis.skew_percentiles(table).p50 is None
     assert analysis.percentiles(analysis.lateness_ms(empty, empty)).count == 0
-    assert analysis.percentiles(analysis.gaps_ms(empty, empty)).count == 0
+    assert analysis.percentiles(analysis.gaps_ms(empty, empty, empty)).count == 0

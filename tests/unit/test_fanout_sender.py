@@ -176,7 +176,6 @@ async def test_what_is_built_ahead_arrives_in_order_and_once(rig: Rig) -> None:
     assert [(one.timestamp - heard[0].timestamp) % 2**32 for one in heard] == [0, 960, 1_920, 2_880]
     assert [(one.sequence - heard[0].sequence) % 2**16 for one in heard] == [0, 1, 2, 3]
     assert int(rig.table.counters[SENT]) >= sent + 4
-    assert int(rig.table.lateness.sum()) == int(rig.table.counters[SENT])
     assert int(rig.table.lateness.sum()) == int(rig.table.counters[SENT])  # one row: each is a first
 
 

@@ -161,8 +161,7 @@ class _Bed:
 
 
 def _spread(readings: list[float]) -> Spread:
-    tenths = statistics.quantiles(readings, n=10)
-    return Spread(statistics.median(readings), tenths[0], tenths[-1])
+    return Spread(statistics.median(readings), min(readings), max(readings))
 
 
 def measure(kinds: Iterable[tuple[str, bool]], within_s: float, most_ticks: int | None = None) -> list[Measured]:
