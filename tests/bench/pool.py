@@ -213,7 +213,7 @@ class BenchPool:
         found = []
         for worker in sorted(await self.store.command("SMEMBERS", self.keys.workers)):
             fields = await self.store.command("HGETALL", self.keys.worker(worker))
-            if fields.get("role") == "fanout":
+            if fields.get("role") == "fanout" and "stats" in fields:
                 found.append((worker, msgspec.json.decode(fields["stats"], type=WorkerStats)))
         return found
 
