@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from shared.clock import LocalClock
 from worker.fanout.sender import Sender, Timer
-from worker.fanout.sending import SenderProcess, _goes_first
+from worker.fanout.sending import SenderProcess
 
 
 class SenderThread(SenderProcess):
@@ -42,7 +42,6 @@ class SenderThread(SenderProcess):
 
 
 def _run(sender: Sender) -> None:
-    _goes_first(threading.get_native_id())  # as the process would
     sender._timer = Timer()  # the kernel's slack of timers is a thread's own
     with suppress(SystemExit):
         sender.run()
