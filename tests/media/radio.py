@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
+import struct
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -171,5 +173,8 @@ class Radio:
                 except ConnectionError:
                     return response
         if request.transport is not None:
-            request.transport.abort()  # without the end that belongs to the answer
+            # A reset: an answer that just ends would be the end of the programme.
+            connection = request.transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            request.transport.abort()
         return response
