@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from shared.clock import CommonClock, LocalClock
+from shared.clock import NS_PER_US, CommonClock, LocalClock
 from shared.errors import ErrorCode, GuildcastError
 from shared.schema.frame_entry import FIELD, TICK_US, Flags, FrameEntry, unpack
 from shared.schema.job import OpusOptions, SourceSpec
@@ -20,8 +21,8 @@ from shared.schema.records import BroadcastSpec, SourceWant
 from shared.store.client import Store
 from shared.store.keys import Keys
 from shared.store.time_sync import TimeSync, begin_time
-from tests.media.audio import PROGRAMME, decode_file, write_audio
-from tests.media.radio import Radio
+from tests.media.audio import PROGRAMME, decode_file, decode_opus, write_audio
+from tests.media.radio import Radio, find_marks
 from worker.encode.publish import Publisher
 from worker.encode.run import SourceRun
 from worker.encode.source import SourceChild
@@ -41,13 +42,13 @@ class Air:
         self.told: list[tuple[str, str, str]] = []
         self.runs: list[SourceRun] = []
 
-    def want(self, url: str, *, run: int, term: int, loop: bool = False, lead_ms: int = 30_000) -> SourceWant:
+    def want(self, url: str, *, run: int, term: int, loop: bool = False, lead_ms: int | None = 30_000) -> SourceWant:
         source = SourceSpec(url=url, loop=loop, lead_ms=lead_ms)
         spec = BroadcastSpec(broadcast="b", run=run, source=source, opus=OpusOptions())
         return SourceWant(generation=term, term=term, spec=spec)
 
     def start(self, want: SourceWant) -> SourceRun:
-        publisher = Publisher(self.raw, self.key(want), want.spec.source.lead_ms_of(live=False))
+        publisher = Publisher(self.raw, self.key(want), lead_ms=30_000)  # keeps all that a test looks at
         run = SourceRun(want, publisher, self.clock, self.media, self._tell)
         self.runs.append(run)
         return run
@@ -318,9 +319,118 @@ async def test_live_input_is_late_by_its_lead(air: Air) -> None:
         assert entry.epoch_us + entry.first_index * TICK_US - made_us >= (2_500 - 20) * 1_000
 
 
+BURST_S = 6.0
+SLACK_S = 3.0
+"""Half a burst: a run that plays a burst is late by more, and a slow machine by less."""
+
+
+def delays_s(radio: Radio, entries: list[FrameEntry]) -> list[float]:
+    """From when the marks in frames that stand in a row were made to when they are heard."""
+    assert_contiguous(entries)
+    heard = decode_opus(packet for entry in entries for packet in entry.packets)
+    first_us = entries[0].epoch_us + entries[0].first_index * TICK_US
+    delays = []
+    for onset, second in find_marks(heard):
+        heard_ns = first_us * NS_PER_US + onset * 1_000_000 // 48
+        delays.append((heard_ns - radio.mark_made_ns(second, heard_ns)) / 1e9)
+    return delays
+
+
+async def until_gap(air: Air, want: SourceWant) -> int:
+    """Wait for the mark of a gap; returns how many entries there are up to it."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            entries = await air.entries(want)
+            if entries and Flags.GAP in entries[-1].flags:
+                return len(entries)
+            await asyncio.sleep(0.02)
+
+
+async def entries_after(air: Air, want: SourceWant, count: int, frames: int) -> list[FrameEntry]:
+    """Wait until frames follow the first entries; returns those."""
+    before = sum(len(entry.packets) for entry in (await air.entries(want))[:count])
+    return (await air.until_frames(want, before + frames))[count:]
+
+
+async def test_live_input_that_was_gone_is_late_by_its_lead_again(air: Air) -> None:
+    """What a station sends at once when it is opened anew is not played from its beginning."""
+    async with Radio("mp3", BURST_S) as radio:
+        want = air.want(radio.url, run=next(_runs), term=10, lead_ms=1_000)
+        run = air.start(want)
+        await air.until_frames(want, 100)
+        radio.sending.clear()
+        count = await until_gap(air, want)
+        radio.sending.set()
+        returned = await entries_after(air, want, count, 150)
+        await run.close()
+    assert run.encodes > 1
+    delays = delays_s(radio, returned)
+    assert delays
+    assert all(0.8 < delay < 1.0 + SLACK_S for delay in delays)
+
+
+async def test_live_input_that_stood_still_is_late_by_its_lead_again(air: Air) -> None:
+    """What a station kept back is left out where listeners ran dry meanwhile."""
+    async with Radio("mp3") as radio:
+        want = air.want(radio.url, run=next(_runs), term=10, lead_ms=1_000)
+        run = air.start(want)
+        await air.until_frames(want, 100)
+        radio.flowing.clear()
+        stood_ns = time.monotonic_ns()
+        count = await until_gap(air, want)
+        await air.until(lambda: time.monotonic_ns() - stood_ns > 5_500_000_000)  # below the time-out of a read
+        radio.flowing.set()
+        returned = await entries_after(air, want, count, 150)
+        await run.close()
+    assert run.encodes == 1
+    delays = delays_s(radio, returned)
+    assert delays
+    assert all(0.8 < delay < 1.0 + SLACK_S for delay in delays)
+
+
+async def test_live_input_opened_anew_within_its_lead_is_not_later_than_it(air: Air) -> None:
+    """Nobody hears that it was gone, and nothing that is too old follows what was published."""
+    lead_s = 8.0
+    async with Radio("mp3", BURST_S) as radio:
+        want = air.want(radio.url, run=next(_runs), term=10, lead_ms=round(lead_s * 1_000))
+        run = air.start(want)
+        await air.until_frames(want, 350)
+        radio.sending.clear()
+        await air.until(lambda: any(state == "stalled" for state, _, _ in air.told))
+        radio.sending.set()
+        before = sum(len(entry.packets) for entry in await air.entries(want))
+        entries = await air.until_frames(want, before + 200)
+        await run.close()
+    assert len(radio.listened_from) == 2
+    assert not any(Flags.GAP in entry.flags for entry in entries)
+    delays = delays_s(radio, entries)[-3:]
+    assert len(delays) == 3
+    assert all(delay < lead_s + SLACK_S for delay in delays)
+
+
+async def test_live_input_taken_over_is_late_by_its_lead(air: Air) -> None:
+    """Another encoder is sent a burst of its own, and plays no more of it than the lead allows."""
+    run = next(_runs)
+    async with Radio("mp3", BURST_S) as radio:
+        first = air.want(radio.url, run=run, term=10, lead_ms=1_000)
+        runner = air.start(first)
+        await air.until_frames(first, 100)
+        await runner.close()
+        last = (await air.entries(first))[-1]
+        await air.until(lambda: air.clock.now_us() > last.epoch_us + last.next_index * TICK_US)
+        second = air.start(air.want(radio.url, run=run, term=11, lead_ms=1_000))
+        count = len(await air.entries(first))
+        returned = await entries_after(air, first, count, 150)
+        await second.close()
+    assert {entry.term for entry in returned} == {11}
+    delays = delays_s(radio, returned)
+    assert delays
+    assert all(0.8 < delay < 1.0 + SLACK_S for delay in delays)
+
+
 async def test_a_file_of_unknown_length_is_played_whole(air: Air) -> None:
-    """It looks like live input, but comes faster: nothing of it is left out."""
-    music = decode_file(PROGRAMME)[: 15 * 48_000]
+    """It looks like live input, but comes faster: nothing of it is left out, and it has the lead of a file."""
+    music = decode_file(PROGRAMME)[: 25 * 48_000]
     body = write_audio(air.media / "clip.mp3", music, codec="libmp3lame", options={"write_xing": "0"}).read_bytes()
 
     async def chunked(request: web.Request) -> web.StreamResponse:
@@ -336,11 +446,13 @@ async def test_a_file_of_unknown_length_is_played_whole(air: Air) -> None:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
         host, port = runner.addresses[0][:2]
-        want = air.want(f"http://{host}:{port}/chunked", run=next(_runs), term=10, lead_ms=30_000)
+        want = air.want(f"http://{host}:{port}/chunked", run=next(_runs), term=10, lead_ms=None)
         run = air.start(want)
-        entries = await air.until_frames(want, 740)
+        entries = await air.until_frames(want, 1_240)
+        ahead_us = entries[-1].epoch_us + entries[-1].next_index * TICK_US - air.clock.now_us()
         await run.close()
     finally:
         await runner.cleanup()
     assert_contiguous(entries)
     assert (entries[0].first_index, entries[0].position_samples) == (0, 0)
+    assert ahead_us > 5_000_000

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
+import struct
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -93,13 +95,23 @@ class _Sink(io.RawIOBase):
 class Radio:
     """`async with Radio(...) as radio`: on air from `began_ns` on, whether or not somebody listens.
 
+    Args:
+        name: of its format.
+        burst_s: so much of what was made already each listener gets at once.
     Attributes:
         began_ns: when sample 0 was made, on the clock of the day.
         listened_from: the first sample that each listener got.
+        sending: cleared, listeners are hung up on, and new ones are refused.
+        flowing: cleared, listeners get nothing, and all that they missed when it is set again.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, burst_s: float = 0.0) -> None:
         self._format = FORMATS[name]
+        self._burst_samples = round(burst_s * RATE)
+        self.sending = asyncio.Event()
+        self.sending.set()
+        self.flowing = asyncio.Event()
+        self.flowing.set()
         self.began_ns = time.time_ns()
         self.listened_from: list[int] = []
 
@@ -131,7 +143,9 @@ class Radio:
         return self.made_ns((turns * _PITCHES + second) * RATE)
 
     async def _send(self, request: web.Request) -> web.StreamResponse:
-        """Each listener from now on, a block as soon as its last sample was made."""
+        """Each listener from now or a burst ago on, a block as soon as its last sample was made."""
+        if not self.sending.is_set():
+            return web.Response(status=503)
         response = web.StreamResponse(headers={"Content-Type": self._format.content_type})
         await response.prepare(request)
         sink = _Sink()
@@ -141,10 +155,12 @@ class Radio:
             assert isinstance(stream, AudioStream)
             stream.bit_rate = _BITRATE
             resampler = av.AudioResampler(format=stream.format.name, layout="stereo", rate=RATE)
-            next_sample = (time.time_ns() - self.began_ns) * RATE // NS_PER_S // BLOCK * BLOCK
+            made_samples = (time.time_ns() - self.began_ns) * RATE // NS_PER_S
+            next_sample = (made_samples - self._burst_samples) // BLOCK * BLOCK
             first_sample = next_sample
             self.listened_from.append(first_sample)
-            while True:
+            while self.sending.is_set():
+                await self.flowing.wait()
                 due_ns = self.began_ns + (next_sample + BLOCK) * NS_PER_S // RATE
                 await asyncio.sleep((due_ns - time.time_ns()) / NS_PER_S)
                 frame = av.AudioFrame.from_ndarray(marks(next_sample, BLOCK).reshape(1, -1), "flt", "stereo")
@@ -156,3 +172,9 @@ class Radio:
                     await response.write(sink.fetch())
                 except ConnectionError:
                     return response
+        if request.transport is not None:
+            # A reset: an answer that just ends would be the end of the programme.
+            connection = request.transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            request.transport.abort()
+        return response

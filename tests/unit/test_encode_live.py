@@ -33,21 +33,23 @@ def begin(lead_ms: int, burst_frames: int, chunk_frames: int = 1) -> tuple[Begin
 @pytest.mark.parametrize("burst_frames", [0, 60, 200])
 def test_the_newest_frame_is_late_by_the_lead(burst_frames: int) -> None:
     """Whatever was sent at once; a second of it is kept, and the rest is left out."""
-    (frames, first_at_ns), came, now_ns = begin(1_000, burst_frames)
+    found, came, now_ns = begin(1_000, burst_frames)
+    frames, first_at_ns, live = found
     assert came > burst_frames
     assert frames == min(came, 41)
-    assert first_at_ns + (frames - 1) * TICK_NS == now_ns + 1_000 * MS
+    assert live
+    assert first_at_ns + (frames - 1) * TICK_NS == found.newest_at_ns == now_ns + 1_000 * MS
 
 
 def test_under_the_shortest_lead_only_the_newest_frame_is_kept() -> None:
     """It lies as far ahead as everybody needs to know of it."""
-    (frames, first_at_ns), _, now_ns = begin(200, 100)
+    (frames, first_at_ns, _), _, now_ns = begin(200, 100)
     assert (frames, first_at_ns - now_ns) == (1, LEAST_NS)
 
 
 def test_a_longer_lead_than_the_burst_plays_all_of_it() -> None:
     """Nothing is left out for which there is time."""
-    (frames, first_at_ns), came, now_ns = begin(30_000, 100)
+    (frames, first_at_ns, _), came, now_ns = begin(30_000, 100)
     assert frames == came
     assert first_at_ns > now_ns + LEAST_NS
 
@@ -71,7 +73,7 @@ def test_a_source_that_pauses_after_its_burst_begins_then() -> None:
 def test_what_never_comes_at_its_own_pace_loses_nothing() -> None:
     """A file of unknown length is read as fast as it can be, and played from its beginning."""
     found, came, now_ns = begin(1_000, 10 * LONGEST_BURST_FRAMES)
-    assert (found, came) == (Beginning(came, now_ns + LEAST_NS), LONGEST_BURST_FRAMES)
+    assert (found, came) == (Beginning(came, now_ns + LEAST_NS, live=False), LONGEST_BURST_FRAMES)
 
 
 def test_entries_are_short_under_a_short_lead() -> None:

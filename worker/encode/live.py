@@ -2,7 +2,8 @@
 
 What comes from a live source begins with a burst: servers send some seconds at once, and while the source was opened
 sound came in as well. Played from its beginning, that would be late by its length for ever. So the run begins when
-frames come at their own pace, and what is older than the lead allows is left out.
+frames come at their own pace, and what is older than the lead allows is left out. The same holds whenever the source
+is opened anew, and when it comes back after listeners ran dry.
 
 Source: design section 3, "Lead".
 """
@@ -29,14 +30,20 @@ _SHORT_LEAD_ENTRY_FRAMES = 2
 
 
 class Beginning(NamedTuple):
-    """How many of the newest frames are played, and when the first of them."""
+    """How many of the newest frames are played, when the first of them, and whether the source is live at all."""
 
     frames: int
     first_at_ns: int
+    live: bool = True
+
+    @property
+    def newest_at_ns(self) -> int:
+        """When the newest frame is played."""
+        return self.first_at_ns + (self.frames - 1) * _TICK_NS
 
 
 class LiveBeginning:
-    """Watches the first frames of a live source.
+    """Watches the first frames that a live source sends after it was opened, or after it was away.
 
     Args:
         lead_ms: by how much the newest frame is late.
@@ -56,7 +63,7 @@ class LiveBeginning:
         if len(self._arrivals_ns) > PACE_FRAMES and now_ns - self._arrivals_ns[0] >= PACE_NS:
             return self._begin(now_ns)
         if self._frames == LONGEST_BURST_FRAMES:
-            return Beginning(self._frames, now_ns + self._least_ns)
+            return Beginning(self._frames, now_ns + self._least_ns, live=False)
         return None
 
     def quiet(self, now_ns: int) -> Beginning | None:

@@ -43,6 +43,10 @@ Tell = Callable[["SourceRun", BroadcastState, str, GuildcastError | None], None]
 _T = TypeVar("_T")
 
 
+class _OpenedAnew:
+    """Stands before the first frame of each child but the first."""
+
+
 class SourceRun:
     """Publishes one run under one generation.
 
@@ -72,9 +76,13 @@ class SourceRun:
         self._batch: list[EncodedFrame] = []
         self._away = True
         """Nothing lies ahead of the listeners: what comes next starts at now + 200 ms."""
-        self._frames: asyncio.Queue[EncodedFrame | SourceError | None] = asyncio.Queue(_QUEUE_FRAMES)
+        self._frames: asyncio.Queue[EncodedFrame | _OpenedAnew | SourceError | None] = asyncio.Queue(_QUEUE_FRAMES)
         self._heard = False
         self._live = False
+        self._found_not_live = False
+        """Its end is not known, but it came too fast to be live: that holds for the run."""
+        self._flowing = False
+        """What comes is published as it comes; before that, it is looked at (`_may_flow`)."""
         self._live_beginning: LiveBeginning | None = None
         self._child: SourceChild | None = None
         self._log = get_logger().bind(broadcast=want.spec.broadcast, run=want.spec.run, term=want.term)
@@ -129,6 +137,8 @@ class SourceRun:
             try:
                 async with await self._start_child(fed_samples) as self._child:
                     while (frame := await self._child.read()) is not None:
+                        if not frames and tries:
+                            await self._frames.put(_OpenedAnew())
                         await self._frames.put(frame)
                         fed_samples = frame.position_samples + _FRAME_SAMPLES
                         frames += 1
@@ -164,12 +174,16 @@ class SourceRun:
         while True:
             frame = await self._next_frame()
             if isinstance(frame, EncodedFrame):
-                self._live = frame.live
+                self._live = frame.live and not self._found_not_live
                 self._batch.append(frame)
-                if not self.epoch_us and not self._may_begin():
+                if not self._flowing and not self._may_flow():
                     continue
                 while len(self._batch) >= self._entry_frames:
                     await self._publish_batch(Flags.NONE)
+            elif isinstance(frame, _OpenedAnew):
+                if self._live and self._flowing and self._batch:
+                    await self._publish_batch(Flags.NONE)  # it goes on from here, or is cut
+                self._flowing, self._live_beginning = False, None
             elif frame is None:
                 await self._publish_batch(Flags.ENDED)
                 await self._finished("finished", None)
@@ -188,10 +202,12 @@ class SourceRun:
     def _entry_frames(self) -> int:
         return entry_frames(self._lead_ms) if self._live else FRAMES_PER_ENTRY
 
-    def _may_begin(self) -> bool:
-        """Whether the run may go on air with what is there; of live input, only what its lead allows is kept."""
+    def _may_flow(self) -> bool:
+        """Whether what is there may go on air; of live input, only what its lead allows is kept."""
         if not self._live:
-            return len(self._batch) >= START_FRAMES
+            self._live_beginning = None
+            self._flowing = bool(self.epoch_us) or len(self._batch) >= START_FRAMES
+            return self._flowing
         self._live_beginning = self._live_beginning or LiveBeginning(self._lead_ms, CUT_AHEAD_NS)
         return self._begin_live(self._live_beginning.arrived(self._clock.now_ns()))
 
@@ -199,18 +215,37 @@ class SourceRun:
         if beginning is None:
             return False
         self._live_beginning = None
-        self._batch = self._batch[-beginning.frames :]
-        self._begin_at(beginning.first_at_ns)
+        self._flowing = True
+        if not beginning.live:
+            self._found_not_live, self._live = True, False
+        if not self.epoch_us:
+            self._batch = self._batch[-beginning.frames :]
+            self._begin_at(beginning.first_at_ns)
+        elif beginning.live:
+            self._return_live(beginning)
         return True
+
+    def _return_live(self, beginning: Beginning) -> None:
+        """Go on with live input, so that it is late by its lead as before.
+
+        Where listeners did not run dry it goes on without a gap: then it is late by less, for the break that they
+        did not hear, but never by more.
+        """
+        newest_index = self._index_at(beginning.newest_at_ns)
+        if self._away:
+            self._batch = self._batch[-beginning.frames :]
+            self._next_index = max(self._next_index + 1, newest_index - len(self._batch) + 1)
+            self._away = False
+        self._batch = self._batch[-max(1, newest_index - self._next_index + 1) :]
 
     def _begin_at(self, common_ns: int) -> None:
         """Frame 0 is due then, or just after it."""
         self.epoch_us = -(-common_ns // _TICK_NS) * TICK_US
         self._away = False
 
-    async def _next_frame(self) -> EncodedFrame | SourceError | None:
+    async def _next_frame(self) -> EncodedFrame | _OpenedAnew | SourceError | None:
         """The next frame; when listeners are about to run dry before it comes, the gap is flagged first."""
-        if self._live_beginning is not None:
+        if self._live_beginning is not None and not self.epoch_us:
             try:
                 async with asyncio.timeout(QUIET_S):
                     return await self._frames.get()
@@ -218,6 +253,8 @@ class SourceRun:
                 if self._begin_live(self._live_beginning.quiet(self._clock.now_ns())):
                     while len(self._batch) >= self._entry_frames:
                         await self._publish_batch(Flags.NONE)
+        if self._live_beginning is not None and not self._away and self._is_past(self._next_index):
+            await self._run_dry()  # a burst is looked at, and none of it is ahead of the listeners yet
         if self.epoch_us and not self._away:
             deadline_ns = self._time_ns(self._next_index) - MARK_AHEAD_NS - self._clock.now_ns()
             try:
@@ -226,10 +263,18 @@ class SourceRun:
             except TimeoutError:
                 if not self._frames.empty():
                     return self._frames.get_nowait()
-                await self._publish_batch(Flags.GAP)
-                self._away = True
-                self._log.info("source.ran_dry", index=self._next_index)
+                await self._run_dry()
         return await self._frames.get()
+
+    async def _run_dry(self) -> None:
+        """Flag the gap. Live input that is looked at is not published with it: it may be too old."""
+        looked_at: list[EncodedFrame] = []
+        if self._live_beginning is not None:
+            looked_at, self._batch = self._batch, looked_at
+        await self._publish_batch(Flags.GAP)
+        self._batch = looked_at
+        self._away, self._flowing = True, False
+        self._log.info("source.ran_dry", index=self._next_index)
 
     async def _publish_batch(self, flags: Flags) -> None:
         """Publish up to five frames, or a mark where there is none, when their lead has come."""
