@@ -103,6 +103,7 @@ class Radio:
         listened_from: the first sample that each listener got.
         sending: cleared, listeners are hung up on, and new ones are refused.
         flowing: cleared, listeners get nothing, and all that they missed when it is set again.
+        behind_s: by how much later than it was made the latest block was sent; little but on a busy machine.
     """
 
     def __init__(self, name: str, burst_s: float = 0.0) -> None:
@@ -114,6 +115,7 @@ class Radio:
         self.flowing.set()
         self.began_ns = time.time_ns()
         self.listened_from: list[int] = []
+        self.behind_s = 0.0
 
     async def __aenter__(self) -> Self:
         app = web.Application()
@@ -163,6 +165,7 @@ class Radio:
                 await self.flowing.wait()
                 due_ns = self.began_ns + (next_sample + BLOCK) * NS_PER_S // RATE
                 await asyncio.sleep((due_ns - time.time_ns()) / NS_PER_S)
+                self.behind_s = (time.time_ns() - due_ns) / NS_PER_S
                 frame = av.AudioFrame.from_ndarray(marks(next_sample, BLOCK).reshape(1, -1), "flt", "stereo")
                 frame.sample_rate, frame.pts = RATE, next_sample - first_sample
                 for part in resampler.resample(frame):

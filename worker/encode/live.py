@@ -2,8 +2,8 @@
 
 What comes from a live source begins with a burst: servers send some seconds at once, and while the source was opened
 sound came in as well. Played from its beginning, that would be late by its length for ever. So the run begins when
-frames come at their own pace, and what is older than the lead allows is left out. The same holds whenever the source
-is opened anew, and when it comes back after listeners ran dry.
+frames have come at their own pace for half a second, and what is older than the lead allows is left out. The same
+holds whenever the source is opened anew, and when it comes back after listeners ran dry.
 
 Source: design section 3, "Lead".
 """
@@ -17,10 +17,11 @@ from shared.clock import NS_PER_MS, NS_PER_US
 from shared.schema.frame_entry import FRAMES_PER_ENTRY, TICK_US
 
 _TICK_NS = TICK_US * NS_PER_US
-PACE_FRAMES = 5
-PACE_NS = PACE_FRAMES * _TICK_NS // 2
-"""So many frames in less time are a burst."""
-QUIET_S = 0.1
+PACE_NS = 500 * NS_PER_MS
+PACE_FRAMES = 37
+"""So many frames in less time are a burst, or a piece of one: networks and busy machines let bursts pause."""
+LOOK_S = 0.05
+"""A source that pauses is looked at so often."""
 LEAST_FRAMES = 25
 """Of less than 500 ms, a source that pauses is waited for."""
 LONGEST_BURST_FRAMES = 500
@@ -54,21 +55,24 @@ class LiveBeginning:
         self._lead_ns = max(lead_ms * NS_PER_MS, least_ns)
         self._least_ns = least_ns
         self._frames = 0
-        self._arrivals_ns: deque[int] = deque(maxlen=PACE_FRAMES + 1)
+        self._watched_from_ns = 0
+        self._arrivals_ns: deque[int] = deque(maxlen=PACE_FRAMES)
 
     def arrived(self, now_ns: int) -> Beginning | None:
         """Take note of a frame; None: it is too early to begin."""
+        if not self._frames:
+            self._watched_from_ns = now_ns
         self._frames += 1
         self._arrivals_ns.append(now_ns)
-        if len(self._arrivals_ns) > PACE_FRAMES and now_ns - self._arrivals_ns[0] >= PACE_NS:
-            return self._begin(now_ns)
         if self._frames == LONGEST_BURST_FRAMES:
             return Beginning(self._frames, now_ns + self._least_ns, live=False)
-        return None
+        return self.look(now_ns)
 
-    def quiet(self, now_ns: int) -> Beginning | None:
-        """Take note that nothing came for `QUIET_S`: the burst is over, and the next piece takes its time."""
-        return self._begin(now_ns) if self._frames >= LEAST_FRAMES else None
+    def look(self, now_ns: int) -> Beginning | None:
+        """Whether the burst is over by now: then the next frames take their time."""
+        came_slowly = self._frames < PACE_FRAMES or now_ns - self._arrivals_ns[0] >= PACE_NS
+        watched_long = self._frames >= LEAST_FRAMES and now_ns - self._watched_from_ns >= PACE_NS
+        return self._begin(now_ns) if came_slowly and watched_long else None
 
     def _begin(self, now_ns: int) -> Beginning:
         frames = min(self._frames, 1 + (self._lead_ns - self._least_ns) // _TICK_NS)

@@ -17,7 +17,7 @@ from shared.errors import ErrorCode, Fenced, GuildcastError, SourceError, StoreE
 from shared.logs import get_logger
 from shared.schema.frame_entry import FRAMES_PER_ENTRY, TICK_US, Flags, FrameEntry
 from shared.schema.records import BroadcastState, SourceWant
-from worker.encode.live import QUIET_S, Beginning, LiveBeginning, entry_frames
+from worker.encode.live import LOOK_S, Beginning, LiveBeginning, entry_frames
 from worker.encode.publish import Publisher
 from worker.encode.records import ChildOrder
 from worker.encode.resolve import resolve_source
@@ -245,16 +245,16 @@ class SourceRun:
 
     async def _next_frame(self) -> EncodedFrame | _OpenedAnew | SourceError | None:
         """The next frame; when listeners are about to run dry before it comes, the gap is flagged first."""
-        if self._live_beginning is not None and not self.epoch_us:
+        while self._live_beginning is not None:
+            if not self._away and self._is_past(self._next_index):
+                await self._run_dry()  # a burst is looked at, and none of it is ahead of the listeners yet
             try:
-                async with asyncio.timeout(QUIET_S):
+                async with asyncio.timeout(LOOK_S):
                     return await self._frames.get()
             except TimeoutError:
-                if self._begin_live(self._live_beginning.quiet(self._clock.now_ns())):
+                if self._begin_live(self._live_beginning.look(self._clock.now_ns())):
                     while len(self._batch) >= self._entry_frames:
                         await self._publish_batch(Flags.NONE)
-        if self._live_beginning is not None and not self._away and self._is_past(self._next_index):
-            await self._run_dry()  # a burst is looked at, and none of it is ahead of the listeners yet
         if self.epoch_us and not self._away:
             deadline_ns = self._time_ns(self._next_index) - MARK_AHEAD_NS - self._clock.now_ns()
             try:
