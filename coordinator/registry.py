@@ -23,6 +23,7 @@ from shared.schema.records import (
     SourceWant,
     WorkerRecord,
 )
+from shared.schema.wake import wake_word
 from shared.store.client import Store
 from shared.store.keys import Keys
 
@@ -217,7 +218,8 @@ class Change:
         self._registry = registry
         self._keys = registry.keys
         self._after: list[Callable[[], None]] = []
-        self._woken: set[str] = set()
+        self._woken: dict[str, set[str]] = {}
+        """By wake channel, what changed in `want`."""
         self.transaction = Transaction(registry.keys)
 
     async def commit(self, leadership: Leadership) -> None:
@@ -225,8 +227,8 @@ class Change:
 
         Raises: LeaseLost, StoreUnavailable.
         """
-        for channel in sorted(self._woken):
-            self.transaction.add("PUBLISH", channel, "look")
+        for channel, names in sorted(self._woken.items()):
+            self.transaction.add("PUBLISH", channel, wake_word(names))
         await leadership.commit(self.transaction)
         for follow in self._after:
             follow()
@@ -235,16 +237,19 @@ class Change:
         self.transaction.event(event)
 
     def wake_all(self) -> None:
-        self._woken.add(self._keys.wake_all)
+        self._woken[self._keys.wake_all] = set()
 
     def _unwant(self, worker: str, field: str) -> None:
         if worker:
             self.transaction.add("HDEL", self._keys.want(worker), field)
-            self._woken.add(self._keys.wake(worker))
+            self._wake(worker, field)
 
     def _want(self, worker: str, field: str, want: GuildWant | SourceWant) -> None:
         self.transaction.add("HSET", self._keys.want(worker), field, _text(want))
-        self._woken.add(self._keys.wake(worker))
+        self._wake(worker, field)
+
+    def _wake(self, worker: str, field: str) -> None:
+        self._woken.setdefault(self._keys.wake(worker), set()).add(field)
 
     def put_guild(self, guild: Guild) -> None:
         """Store a guild's record, and what its worker shall do about it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
 
@@ -12,6 +11,7 @@ from hypothesis import settings
 from shared.cli.redis_server import RedisServer
 from shared.store.client import Store
 from shared.store.keys import Keys
+from tests.tasks import none_left
 
 # How long an example takes says something about the machine, not about the code.
 settings.register_profile("guildcast", deadline=None)
@@ -23,8 +23,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 _numbers = itertools.count(1)
-
-_LAST_STEPS_S = 0.5
 
 
 @pytest.fixture(scope="session")
@@ -64,11 +62,5 @@ async def raw_store(redis_server: RedisServer) -> AsyncIterator[Store]:
 @pytest.fixture(autouse=True)
 async def no_task_outlives_its_test() -> AsyncIterator[None]:
     """A test that leaks a task fails."""
-    before = asyncio.all_tasks()
-    yield
-    leaked = {task for task in asyncio.all_tasks() - before if not task.done()} - {asyncio.current_task()}
-    if leaked:
-        # a client library may still write out what was answered already
-        await asyncio.wait({task for task in leaked if task is not None}, timeout=_LAST_STEPS_S)
-    leaked = {task for task in leaked if task is not None and not task.done()}
-    assert not leaked, f"tasks left: {leaked}"
+    async with none_left():
+        yield

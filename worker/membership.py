@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from shared.clock import NS_PER_MS, LocalClock, unix_ms
+from shared.clock import NS_PER_MS, NS_PER_S, LocalClock, unix_ms
 from shared.errors import StoreError
 from shared.logs import get_logger
 from shared.schema import event as events
 from shared.schema.event import Event
 from shared.schema.records import BroadcastStatus, GuildStatus, WorkerRecord, WorkerStats
+from shared.schema.wake import read_wake
 from shared.store.client import Store
 from shared.store.keys import Keys
+from worker.wanted import Wanted
 
 LEASE_MS = 3_000
 RENEW_EVERY_MS = 500
@@ -37,17 +39,6 @@ def worker_fields(record: WorkerRecord) -> list[str]:
     for name, value in msgspec.to_builtins(record).items():
         pairs += (name, value if isinstance(value, str) else msgspec.json.encode(value).decode())
     return pairs
-
-
-def _readable(decoder: msgspec.json.Decoder[_Want], raw: dict[str, str]) -> dict[str, _Want]:
-    """What can be read; an entry that cannot be must not cost the others their worker."""
-    wants: dict[str, _Want] = {}
-    for name, body in raw.items():
-        try:
-            wants[name] = decoder.decode(body)
-        except msgspec.MsgspecError as error:
-            get_logger().error("want.malformed", want=name, error=str(error))
-    return wants
 
 
 class Report(NamedTuple):
@@ -144,24 +135,28 @@ class Membership:
         if self.may_identify:
             self._cleared.set()
 
-    async def wants(self, kind: type[_Want]) -> AsyncGenerator[dict[str, _Want], None]:
+    async def wants(self, kind: type[_Want]) -> AsyncGenerator[Mapping[str, _Want], None]:
         """What this worker shall do: at once, on every wake, every 2 s, and after every reconnect. Never ends.
 
-        As long as nothing has changed it is the same object.
+        As long as nothing has changed it is the same object, and so is each entry that has not.
         """
-        decoder = msgspec.json.Decoder(kind)
-        before: dict[str, str] = {}
-        wants: dict[str, _Want] = {}
+        wanted = Wanted(kind)
         channels = [self.keys.wake(self.id), self.keys.wake_all]
         while True:
             try:
+                looked_at_ns: int | None = None
                 async with aclosing(self._store.hear(channels, LOOK_EVERY_S)) as woken:
-                    async for _ in woken:
-                        lapses = self._lapses
-                        raw: dict[str, str] = await self._store.command("HGETALL", self.keys.want(self.id))
-                        if raw != before:  # most looks find nothing new
-                            before, wants = raw, _readable(decoder, raw)
-                        yield wants
+                    async for word in woken:
+                        now_ns, lapses = self._clock.now_ns(), self._lapses
+                        names = read_wake(word)
+                        due = looked_at_ns is None or now_ns - looked_at_ns >= LOOK_EVERY_S * NS_PER_S
+                        if names and not due and lapses == self._lapses_read:
+                            wanted.take(names, await self._store.command("HMGET", self.keys.want(self.id), *names))
+                            yield wanted.wants
+                            continue
+                        wanted.take_all(await self._store.command("HGETALL", self.keys.want(self.id)))
+                        looked_at_ns = now_ns
+                        yield wanted.wants
                         self._lapses_read = lapses
                         self._clear()
             except StoreError as error:

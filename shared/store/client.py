@@ -172,7 +172,7 @@ class Store:
         return await self.pipeline(commands)
 
     async def hear(self, channels: Sequence[str], quiet_s: float) -> AsyncGenerator[str | None, None]:
-        """Messages of pub/sub channels as the channel's name; None whenever `quiet_s` passed without one.
+        """Messages of pub/sub channels; None whenever `quiet_s` passed without one.
 
         The first item is None, as soon as the subscription stands: whatever was said before it must be looked up.
         Raises: StoreUnavailable.
@@ -190,8 +190,8 @@ class Store:
                     if message is None:
                         yield None
                     elif message["type"] == "message":
-                        channel = message["channel"]
-                        yield channel if isinstance(channel, str) else channel.decode()
+                        data = message["data"]
+                        yield data if isinstance(data, str) else data.decode(errors="replace")
 
     async def close(self) -> None:
         with _our_errors():

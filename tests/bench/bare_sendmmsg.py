@@ -47,6 +47,15 @@ def _receive_and_forget(receivers: list[socket.socket]) -> int:
         time.sleep(0.004)
 
 
+def _prepared(table: RowTable, slot: int, fds: list[int]) -> SlotPlan | None:
+    rows = np.flatnonzero(table.slot == slot)
+    if not len(rows):
+        return None
+    plan = SlotPlan(table, rows[np.argsort(table.socket[rows], kind="stable")], fds)
+    plan.prepare(_PACKET_BYTES)
+    return plan
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--guilds", type=int, required=True)
@@ -73,20 +82,17 @@ def main() -> None:
         builder.open(Target(number, remote, socket_number, "aead_aes256_gcm_rtpsize", bytes(32)))
     table.length[:] = _PACKET_BYTES
     fds = [sender.fileno() for sender in senders]
-    plans = []
-    for slot in range(SLOTS):
-        rows = np.flatnonzero(table.slot == slot)
-        plans.append(SlotPlan(table, rows[np.argsort(table.socket[rows], kind="stable")], fds))
-    for plan in plans:
-        plan.prepare(_PACKET_BYTES)
+    plans = [_prepared(table, slot, fds) for slot in range(SLOTS)]
     receiving = _receive_and_forget(receivers)
     timer = Timer()
     packets = inside_ns = 0
     start_ns = time.monotonic_ns() + TICK_NS
     began_ns = time.process_time_ns()
     for number in range(int(options.seconds * 1e9) // (TICK_NS // SLOTS)):
-        timer.sleep_until(start_ns + number * (TICK_NS // SLOTS))
         plan = plans[number % SLOTS]
+        if plan is None:
+            continue  # the sender does not wake for a slot without rows
+        timer.sleep_until(start_ns + number * (TICK_NS // SLOTS))
         before_ns = time.process_time_ns()
         sent, _ = plan.send_prepared(table)
         inside_ns += time.process_time_ns() - before_ns

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
@@ -14,11 +13,10 @@ import pytest_asyncio
 
 from tests.e2e.stack import Stack, process_environment, python_module
 from tests.media.audio import PROGRAMME, RATE, Pcm, decode_file, write_audio
+from tests.tasks import none_left
 
 CLIP_S = 3
 LATE_FIXTURE = "processes_without_redis"
-
-_LAST_STEPS_S = 0.5
 
 
 @pytest.hookimpl(wrapper=True)
@@ -72,14 +70,8 @@ def _started_early(request: pytest.FixtureRequest) -> None:
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")
 async def no_task_outlives_its_test() -> AsyncIterator[None]:
     """A test that leaks a task fails."""
-    before = asyncio.all_tasks()
-    yield
-    leaked = {task for task in asyncio.all_tasks() - before if not task.done()} - {asyncio.current_task()}
-    if leaked:
-        # a client library may still write out what was answered already
-        await asyncio.wait({task for task in leaked if task is not None}, timeout=_LAST_STEPS_S)
-    leaked = {task for task in leaked if task is not None and not task.done()}
-    assert not leaked, f"tasks left: {leaked}"
+    async with none_left():
+        yield
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

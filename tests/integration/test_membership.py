@@ -11,13 +11,14 @@ import msgspec
 import pytest
 
 from shared.cli.redis_server import RedisServer
-from shared.clock import NS_PER_MS, LocalClock
+from shared.clock import NS_PER_MS, NS_PER_S, LocalClock
 from shared.schema import event as events
 from shared.schema.event import Event
 from shared.schema.records import GuildSpec, GuildStatus, GuildWant, WorkerRecord, WorkerStats
+from shared.schema.wake import wake_word
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
-from worker.membership import LEASE_MS, Membership, Report
+from worker.membership import LEASE_MS, LOOK_EVERY_S, Membership, Report
 
 BOUND_S = 10.0
 GUILD_ID = "123456789012345678"
@@ -73,7 +74,7 @@ async def test_a_worker_that_joins_is_seen(store: Store, keys: Keys, member: Mem
         assert not member.lease_valid
         await member.join()
         assert member.lease_valid
-        assert await anext(leader) == keys.wake_leader
+        assert await anext(leader) == RECORD.id
     assert await store.command("SMEMBERS", keys.workers) == {RECORD.id}
     assert 0 < await store.command("PTTL", keys.lease(RECORD.id)) <= LEASE_MS
     assert await store.command("GET", keys.lease(RECORD.id)) == RECORD.name
@@ -170,6 +171,39 @@ async def test_a_worker_looks_at_once_and_on_every_call(
             assert (await anext(looks))["guild:main:1"].generation == generation
 
 
+async def test_a_worker_that_is_told_what_changed_reads_only_that(
+    store: Store, keys: Keys, member: Membership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry that is the same stays the same object; one that is gone is gone; what was not named comes later."""
+    monkeypatch.setattr("worker.membership.LOOK_EVERY_S", 10 * BOUND_S)
+    entries = keys.want(RECORD.id)
+    await store.command("HSET", entries, "guild:main:1", want(1), "guild:main:2", want(1), "guild:main:3", want(1))
+    async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):
+        before = await anext(looks)
+        await store.command("HSET", entries, "guild:main:1", want(2), "guild:main:4", want(2))
+        await store.command("HDEL", entries, "guild:main:2")
+        await store.command("PUBLISH", keys.wake(RECORD.id), wake_word(["guild:main:1", "guild:main:2"]))
+        after = await anext(looks)
+        assert {name: one.generation for name, one in after.items()} == {"guild:main:1": 2, "guild:main:3": 1}
+        assert after["guild:main:3"] is before["guild:main:3"]
+        await store.command("PUBLISH", keys.wake(RECORD.id), "look")
+        assert set(await anext(looks)) == {"guild:main:1", "guild:main:3", "guild:main:4"}
+
+
+async def test_a_worker_that_is_called_all_the_time_looks_at_all_of_it_too(
+    store: Store, keys: Keys, member: Membership, clock: HandClock
+) -> None:
+    """A call that was missed among many costs the time until the next whole look."""
+    async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):
+        assert await anext(looks) == {}
+        await store.command("HSET", keys.want(RECORD.id), "guild:main:1", want(1))
+        await store.command("PUBLISH", keys.wake(RECORD.id), wake_word(["guild:main:2"]))
+        assert await anext(looks) == {}
+        clock.ns += int(LOOK_EVERY_S * NS_PER_S)
+        await store.command("PUBLISH", keys.wake(RECORD.id), wake_word(["guild:main:2"]))
+        assert set(await anext(looks)) == {"guild:main:1"}
+
+
 async def test_a_worker_looks_without_a_call_too(
     store: Store, keys: Keys, member: Membership, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,7 +293,7 @@ async def test_a_worker_that_leaves_says_so(store: Store, keys: Keys, member: Me
     async with aclosing(store.hear([keys.wake_leader], BOUND_S)) as leader:
         assert await anext(leader) is None
         await member.leave()
-        assert await anext(leader) == keys.wake_leader
+        assert await anext(leader) == RECORD.id
     assert not member.lease_valid
     assert await store.command("EXISTS", keys.lease(RECORD.id)) == 0
     assert await store.command("HMGET", keys.worker(RECORD.id), "gone", "headroom") == ["true", "0"]
@@ -304,7 +338,7 @@ async def test_after_a_lapse_want_is_read_before_anybody_identifies(
     async with asyncio.timeout(BOUND_S):
         await anext(wants)
         assert not waiting.done()
-        await store.command("PUBLISH", keys.wake(RECORD.id), "look")
+        await store.command("PUBLISH", keys.wake(RECORD.id), wake_word(["guild:main:1"]))
         await anext(wants)
         await waiting
     await wants.aclose()

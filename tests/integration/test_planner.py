@@ -31,6 +31,7 @@ from shared.schema.records import (
     WorkerRole,
     WorkerStats,
 )
+from shared.schema.wake import read_wake
 from shared.store.client import Store
 from shared.store.keys import Keys
 from worker.membership import Membership, Report
@@ -121,16 +122,18 @@ async def test_guilds_are_spread_evenly(pool: Pool) -> None:
         assert await pool.store.command("HGET", pool.keys.guild(*guild.key), "generation") == str(guild.generation)
 
 
-async def test_a_worker_is_called_when_its_want_changes(pool: Pool) -> None:
-    """Nobody waits for the next look."""
+@pytest.mark.parametrize(("guilds", "said"), [(3, "each"), (65, "look")])
+async def test_a_worker_is_called_when_its_want_changes(pool: Pool, guilds: int, said: str) -> None:
+    """Nobody waits for the next look, and a few that changed are named."""
     planner = await pool.lead()
-    await pool.worker("a")
-    await pool.guilds(1)
+    await pool.worker("a", capacity=100)
+    await pool.guilds(guilds)
     heard = pool.store.hear([pool.keys.wake("a")], 10.0)
     try:
         assert await anext(heard) is None
         await planner.step()
-        assert await anext(heard) == pool.keys.wake("a")
+        word = await anext(heard)
+        assert read_wake(word) == (sorted(await pool.wants("a")) if said == "each" else [])
     finally:
         await heard.aclose()
 

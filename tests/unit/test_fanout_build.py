@@ -584,13 +584,19 @@ def test_a_block_ends_where_nobody_knows_what_comes(rig: Rig) -> None:
     assert {max(built(rig, connection)) for connection in connections} == {START + 1}
 
 
-def test_frames_are_encrypted_anew_under_new_keys_where_there_is_time(rig: Rig) -> None:
-    """A newcomer has no keys of the time before; whoever was there misses nothing, and no nonce comes twice."""
+def encrypted(rig: Rig) -> Connection:
+    """A connection that plays, under keys that mark its frames as old, what is known for long."""
     connection = rig.connect(tuned=False)
     lane = known_to(START + 1_000)
     rig.builder.lanes.append(lane)
     rig.builder.protect(connection.row, lambda frame: b"old " + frame)
     rig.builder.tune(connection.row, lane)
+    return connection
+
+
+def test_frames_are_encrypted_anew_under_new_keys_where_there_is_time(rig: Rig) -> None:
+    """A newcomer has no keys of the time before; whoever was there misses nothing, and no nonce comes twice."""
+    connection = encrypted(rig)
     rig.builder.build(START, START + 4)
     before = {tick: connection.must(tick) for tick in built(rig, connection)}
     rig.sent(START)
@@ -604,11 +610,7 @@ def test_frames_are_encrypted_anew_under_new_keys_where_there_is_time(rig: Rig) 
 
 def test_new_keys_cost_no_packet_however_late_the_next_build_is(rig: Rig) -> None:
     """What there was no time for to build again goes out under the keys before."""
-    connection = rig.connect(tuned=False)
-    lane = known_to(START + 1_000)
-    rig.builder.lanes.append(lane)
-    rig.builder.protect(connection.row, lambda frame: b"old " + frame)
-    rig.builder.tune(connection.row, lane)
+    connection = encrypted(rig)
     rig.builder.build(START, START + 4, START)
     rig.builder.protect(connection.row, lambda frame: b"new " + frame)
     rig.sent(START + 2)  # the keys came with work that took two ticks

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from worker.fanout.grid import SLOT_NS, SLOTS, TICK_NS, choose_slot, epoch_tick, slot_time_ns, tick_at
 
 EMPTY = [0] * SLOTS
-BATCH = 16
+BATCH = 100
 
 
 def test_a_tick_is_twenty_milliseconds_in_twenty_slots() -> None:

@@ -6,6 +6,8 @@ import asyncio
 import gc
 import ssl
 import time
+from collections import Counter
+from collections.abc import Mapping
 
 import aiohttp
 
@@ -104,7 +106,7 @@ class FanoutWorker:
         )
         turns = Turns(SPARE_NS_PER_TICK, self._build_far)
         self._voice = VoiceShared(http, tls, turns, dave_required=settings.dave_required)
-        self._wants: dict[str, GuildWant] = {}
+        self._wants: Mapping[str, GuildWant] = {}
         self._refused: dict[str, int] = {}
         """Generations of guilds that came when there was no room: given to others by now, so never taken up here."""
         self._sessions: dict[str, GuildSession] = {}
@@ -331,14 +333,16 @@ class FanoutWorker:
                 continue
             self._held_back = False
 
-    def _reconcile(self, wants: dict[str, GuildWant]) -> None:
+    def _reconcile(self, wants: Mapping[str, GuildWant]) -> None:
         if wants is self._wants:
             return
-        self._wants = wants
+        before, self._wants = self._wants, wants
         for key in [key for key in self._sessions if key not in wants]:
             self._renew_session(key)
         self._refused = {key: generation for key, generation in self._refused.items() if key in wants}
         for key, want in wants.items():
+            if before.get(key) is want:
+                continue
             session = self._sessions.get(key)
             if session is None and not self._admits(key, want):
                 continue
@@ -376,11 +380,11 @@ class FanoutWorker:
 
     def _keep_programmes(self) -> None:
         """Have a programme for each broadcast that guilds are tuned to, and let go of those nobody hears any more."""
-        tuned = [session.want.spec.broadcast for session in self._sessions.values()]
-        for broadcast in set(tuned):
+        tuned = Counter(session.want.spec.broadcast for session in self._sessions.values())
+        for broadcast in tuned:
             self._programme(broadcast)
         for broadcast, programme in list(self._programmes.items()):
-            programme.guilds = tuned.count(broadcast)
+            programme.guilds = tuned[broadcast]
             if not programme.guilds and not programme.lane.rows:
                 del self._programmes[broadcast]
                 self._builder.lanes.remove(programme.lane)

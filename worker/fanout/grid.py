@@ -12,7 +12,7 @@ from shared.clock import NS_PER_MS, NS_PER_US
 TICK_NS = 20 * NS_PER_MS
 SLOTS = 20
 SLOT_NS = TICK_NS // SLOTS
-_BATCH = 16
+_BATCH = 100
 """By how many connections a slot may exceed the emptiest one: few wake-ups and long batches before an even load."""
 
 
