@@ -26,7 +26,7 @@ from tests.e2e.stack import Stack
 from tests.emulator.payloads import SILENCE_ID
 from tests.emulator.records import ChannelKind, GuildPackets, GuildReport, HearingReport, MemberReport, SessionReport
 from tests.media.make_programme import PROGRAMME
-from worker.fanout.app import AHEAD_TICKS
+from worker.fanout.app import FAR_TICKS
 from worker.fanout.build import SILENCE_FRAMES
 from worker.fanout.scratch import BLOCK_TICKS
 
@@ -61,7 +61,7 @@ UNREADABLE_TEXTS = (
     "[" * 10_000,
 )
 UNREADABLE_BYTES = (b"", b'{"op":5,"d":{}}', bytes([5]), bytes([25]), bytes([27]), bytes([99]) * 50)
-BUILT_AHEAD = AHEAD_TICKS + BLOCK_TICKS
+BUILT_AHEAD = FAR_TICKS + BLOCK_TICKS
 """Packets of a guild that are built and not sent yet, at most: of the tick under way, and those ahead."""
 CROWD = 600
 """Arrivals that are more messages than a server keeps for a resume."""

@@ -47,10 +47,13 @@ from worker.voice.commons import VoiceShared
 from worker.voice.turns import Turns
 
 AHEAD_TICKS = 4
-"""Packets are built at least 60 to 80 ms before they leave, most of them in blocks and so up to 60 ms sooner."""
+"""What is not known before is waited for until 60 to 80 ms before it leaves."""
+FAR_TICKS = 7
+"""What is known is built at least 120 to 140 ms before it leaves, most of it in blocks and so up to 60 ms sooner: not
+more, because a cut comes into force 200 ms after it is told."""
 BEGIN_TICKS = 2
 """Whoever begins, or begins anew under other keys, is heard this soon; less would be a race with the sender."""
-LATE_NS = (AHEAD_TICKS - 1) * TICK_NS
+LATE_NS = (FAR_TICKS - 1) * TICK_NS
 """A pace that was held up for longer misses ticks."""
 _PAST_THE_TICK_NS = NS_PER_MS
 """The loop's timers count whole milliseconds and wake early: aimed at the tick itself, they would spin up to it."""
@@ -120,7 +123,7 @@ class FanoutWorker:
         self._rows_frozen = 0
         self._rows_seen = 0
         self._overloaded = False
-        self._least_lead = AHEAD_TICKS
+        self._least_lead = FAR_TICKS
         """Ticks that were built ahead when the pace came to the next, at least, since the last renewal."""
         self._held_back = False
         """After a stop longer than the lease nothing is built until `want` was read again."""
@@ -201,7 +204,7 @@ class FanoutWorker:
             last_seen_ns = local_ns
             due = tick_at(now_ns)
             if builder.last_tick:
-                self._least_lead = min(self._least_lead, builder.last_tick - due)
+                self._least_lead = min(self._least_lead, builder.playing_until - due)
             if not self._held_back:
                 self._build_until(due)
             self._voice.turns.refill()
@@ -239,7 +242,7 @@ class FanoutWorker:
             changed_from = programme.changed_from()
             if changed_from is not None:
                 builder.revise(programme.lane, changed_from)
-        builder.build(due + 1, due + AHEAD_TICKS, due + BEGIN_TICKS)
+        builder.build(due + 1, due + AHEAD_TICKS, due + BEGIN_TICKS, due + FAR_TICKS)
         for programme in list(self._programmes.values()):
             state = programme.state
             for tick in range(before + 1, builder.last_tick + 1):
@@ -249,11 +252,13 @@ class FanoutWorker:
 
     def _build_far(self, for_ns: int) -> None:
         """Build ahead what will be due while the loop is held up for so long."""
-        due = tick_at(self._clock.now_ns())
         if self._held_back:
             return
-        ticks = min(AHEAD_TICKS + for_ns // TICK_NS, MOST_AHEAD_TICKS - BLOCK_TICKS + 1)
-        self._builder.build(due + 1, max(due + 1, self._builder.last_tick), due + BEGIN_TICKS, due + ticks)
+        ticks = min(FAR_TICKS + for_ns // TICK_NS, MOST_AHEAD_TICKS - BLOCK_TICKS + 1)
+        # Block by block over all rows: of thousands the first would else be built for seconds, the last run dry.
+        for ahead in (*range(FAR_TICKS, ticks, BLOCK_TICKS), ticks):
+            due = tick_at(self._clock.now_ns())
+            self._builder.build(due + 1, max(due + 1, self._builder.last_tick), due + BEGIN_TICKS, due + ahead)
 
     def _tell_change(self, programme: Programme) -> None:
         if programme.state == "starved":
@@ -287,7 +292,7 @@ class FanoutWorker:
                 guilds=stats.guilds,
             )
         )
-        self._least_lead = AHEAD_TICKS
+        self._least_lead = FAR_TICKS
         overloaded = admission.overloaded(self._held)
         if overloaded != self._overloaded:
             self._overloaded = overloaded

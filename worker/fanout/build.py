@@ -104,6 +104,8 @@ class Builder:
         self._begin_tick = 0
         self.last_tick = 0
         """Every row is built up to here, many are further."""
+        self.playing_until = 0
+        """What plays goes on up to here, however long nothing is built."""
         self.ticks_skipped = 0
         """Ticks that some row went without, because they were over, or the sender was through with them."""
 
@@ -278,6 +280,7 @@ class Builder:
         for row, tick in self._redo.items():
             self._take_back(row, max(tick, self._begin_tick))
         self._redo.clear()
+        goals: list[int] = []
         for lane in (*self.lanes, self._leaving):
             if lane.changed:
                 lane.numbers = np.fromiter(sorted(lane.rows), np.intp, len(lane.rows))
@@ -287,6 +290,9 @@ class Builder:
             behind = lane.numbers[self._built_until[lane.numbers] < goal]
             if len(behind):
                 self._build_lane(lane, behind, first_tick, goal, known)
+            if len(lane.numbers) and lane is not self._leaving:
+                goals.append(goal)
+        self.playing_until = min(goals, default=last_tick)
 
     def _build_lane(self, lane: Lane, rows: NDArray[np.intp], first_tick: int, goal: int, known: int) -> None:
         frames = [lane.frame_at(tick) for tick in range(first_tick, known + 1)]

@@ -20,8 +20,8 @@ _HANDSHAKE_NS = 3_000_000
 """Charged for opening a connection: TLS, WebSocket and the messages until there is a key."""
 _MOST_OWED_NS = 500_000_000
 """More than this was no work but a process that stood still: nobody shall wait for that."""
-_ANNOUNCED_NS = 40_000_000
-"""Work of this length is announced: the pace is 60 ms ahead at least, and needs some of that itself."""
+_ANNOUNCED_NS = 80_000_000
+"""Work of this length is announced: the pace is 120 ms ahead at least, and needs some of that itself."""
 _GROUPS_PER_HANDSHAKE = 4
 """So many go ahead of a handshake that waits: calls that stand come first, but not for ever."""
 
