@@ -704,3 +704,34 @@ def test_what_is_built_too_late_is_counted(rig: Rig) -> None:
     assert rig.builder.ticks_skipped == 3
     rig.builder.build(START + 6)
     assert rig.builder.ticks_skipped == 3
+
+
+def test_who_begins_late_skips_nothing(rig: Rig) -> None:
+    """What was never heard has no gap; what was heard and begins anew behind the sender has one."""
+    connection = rig.connect()
+    rig.frames.update(dict.fromkeys(span(0, 10), b"x"))
+    rig.sent(START + 1)
+    rig.builder.build(START, START + 3, START)
+    assert rig.builder.ticks_skipped == 0
+    rig.builder.protect(connection.row, lambda frame: frame)
+    rig.sent(START + 5)
+    rig.builder.build(START + 4, START + 8, START + 4)
+    assert rig.builder.ticks_skipped == 2
+
+
+def test_it_is_known_how_far_what_plays_goes_on(rig: Rig) -> None:
+    """The least of all lanes that somebody hears; lanes without rows, and rows that say goodbye, wait for nothing."""
+    near, far, unheard = known_to(START + 5), known_to(START + 1_000), known_to(START)
+    rig.builder.lanes += [near, far, unheard]
+    rows = [rig.connect(ssrc=number, tuned=False).row for number in range(3)]
+    for row, lane in zip(rows, (near, far, far), strict=True):
+        rig.builder.tune(row, lane)
+    rig.builder.build(START, START + 3, far_tick=START + 9)
+    assert rig.builder.playing_until == START + 5
+    rig.builder.tune(rows[0], None)
+    rig.builder.build(START, START + 3, far_tick=START + 9)
+    assert rig.builder.playing_until == START + 9
+    for row in rows[1:]:
+        rig.builder.tune(row, None)
+    rig.builder.build(START, START + 3, far_tick=START + 9)
+    assert rig.builder.playing_until == START + 3

@@ -51,8 +51,9 @@ AHEAD_TICKS = 4
 FAR_TICKS = 7
 """What is known is built at least 120 to 140 ms before it leaves, most of it in blocks and so up to 60 ms sooner: not
 more, because a cut comes into force 200 ms after it is told."""
-BEGIN_TICKS = 2
-"""Whoever begins, or begins anew under other keys, is heard this soon; less would be a race with the sender."""
+BEGIN_TICKS = 3
+"""Whoever begins, or begins anew under other keys, is heard this soon. With less the sender is there first whenever the
+loop was late by a tick, and what was taken back to be built again is lost."""
 LATE_NS = (FAR_TICKS - 1) * TICK_NS
 """A pace that was held up for longer misses ticks."""
 _PAST_THE_TICK_NS = NS_PER_MS

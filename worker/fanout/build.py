@@ -297,6 +297,7 @@ class Builder:
     def _build_lane(self, lane: Lane, rows: NDArray[np.intp], first_tick: int, goal: int, known: int) -> None:
         frames = [lane.frame_at(tick) for tick in range(first_tick, known + 1)]
         begins, goes_on = self._begins[rows], self._built_until[rows] + 1
+        on_air = goes_on > 1  # a row that was never built skips nothing, however late it begins
         starts = np.maximum(goes_on, np.where(begins, self._begin_tick, first_tick))
         # A block ends where tick and row number agree, so that each tick has its share of the rows.
         ends = np.minimum(goal + (rows - goal) % BLOCK_TICKS, known)
@@ -309,7 +310,7 @@ class Builder:
             start, end = divmod(span, _LONGEST_SPAN)
             self._build_span(rows[spans == span], first_tick + start, frames[start : end + 1])
         taken = self._table.taken_tick[self._table.slot[rows]]
-        self.ticks_skipped += int(np.maximum(taken - starts + 1, 0).max())
+        self.ticks_skipped += int(np.maximum(np.where(on_air, taken - starts + 1, 0), 0).max())
 
     def _build_span(self, rows: NDArray[np.intp], tick: int, frames: list[bytes | None]) -> None:
         """Frames for rows that lack the same ticks; five frames of silence where there is nothing more."""
