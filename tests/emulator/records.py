@@ -217,6 +217,8 @@ class Report(msgspec.Struct, kw_only=True):
     `kernel_drops` datagrams the emulator itself was too slow for: where there are any, `lost` is not the sender's.
     """
 
+    at_ns: int
+    """Monotonic time up to which packets are counted."""
     guilds: int
     connected: int
     heard: int

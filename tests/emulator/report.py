@@ -1,6 +1,7 @@
 """What was measured, put together for the control interface."""
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,12 +85,15 @@ def _joined(recordings: Sequence[Recording], column: str) -> NDArray[np.int64]:
 
 def count(server: VoiceServer, recorder: Recorder, timing: Timing, *, with_guilds: bool) -> Report:
     """The report as of now, with the timing found."""
+    recorder.drain()
+    at_ns = time.monotonic_ns()
     rows = [_guild_report(server, guild, recorder) for guild in server.guilds.values()]
     sums = {
         name: before + sum(int(getattr(session, name)) for row in rows for session in row.sessions)
         for name, before in server.retired.items()
     }
     return Report(
+        at_ns=at_ns,
         guilds=len(rows),
         connected=sum(row.connected for row in rows),
         heard=sum(row.heard for row in rows),

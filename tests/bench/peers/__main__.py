@@ -9,7 +9,7 @@ its sender, per packet sent; packets a second, loss, lateness. The rest of our p
 workers, is a figure beside it. What we spend falls with the number of guilds, so we are measured at the peers' number
 and at a larger one. One after the other; without end-to-end encryption (stages) and with it (voice channels with one
 other member, of whom there is no more than a key package). What cannot be measured here is named with the reason. Takes
-about 20 s for each peer and kind, and is saved after each.
+about 40 s for each peer and kind, and is saved after each.
 """
 
 from __future__ import annotations
