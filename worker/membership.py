@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from shared.clock import NS_PER_MS, NS_PER_S, LocalClock, unix_ms
+from shared.clock import NS_PER_MS, LocalClock, unix_ms
 from shared.errors import StoreError
 from shared.logs import get_logger
 from shared.schema import event as events
@@ -144,18 +144,14 @@ class Membership:
         channels = [self.keys.wake(self.id), self.keys.wake_all]
         while True:
             try:
-                looked_at_ns: int | None = None
                 async with aclosing(self._store.hear(channels, LOOK_EVERY_S)) as woken:
                     async for word in woken:
-                        now_ns, lapses = self._clock.now_ns(), self._lapses
-                        names = read_wake(word)
-                        due = looked_at_ns is None or now_ns - looked_at_ns >= LOOK_EVERY_S * NS_PER_S
-                        if names and not due and lapses == self._lapses_read:
+                        lapses, names = self._lapses, read_wake(word)
+                        if names and lapses == self._lapses_read:
                             wanted.take(names, await self._store.command("HMGET", self.keys.want(self.id), *names))
                             yield wanted.wants
                             continue
                         wanted.take_all(await self._store.command("HGETALL", self.keys.want(self.id)))
-                        looked_at_ns = now_ns
                         yield wanted.wants
                         self._lapses_read = lapses
                         self._clear()

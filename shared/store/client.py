@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
@@ -171,8 +172,8 @@ class Store:
         await self.command("SCRIPT", "LOAD", text)
         return await self.pipeline(commands)
 
-    async def hear(self, channels: Sequence[str], quiet_s: float) -> AsyncGenerator[str | None, None]:
-        """Messages of pub/sub channels; None whenever `quiet_s` passed without one.
+    async def hear(self, channels: Sequence[str], every_s: float) -> AsyncGenerator[str | None, None]:
+        """Messages of pub/sub channels; and None every `every_s`, however much is said meanwhile.
 
         The first item is None, as soon as the subscription stands: whatever was said before it must be looked up.
         Raises: StoreUnavailable.
@@ -184,12 +185,13 @@ class Store:
                 for _ in channels:  # each is confirmed; until then a message may pass unheard
                     if await pubsub.get_message(timeout=CALL_TIMEOUT_S) is None:
                         raise exceptions.TimeoutError("SUBSCRIBE was not answered")
-                yield None
                 while True:
-                    message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=quiet_s)
-                    if message is None:
-                        yield None
-                    elif message["type"] == "message":
+                    yield None
+                    until_s = time.monotonic() + every_s
+                    while (left_s := until_s - time.monotonic()) > 0:
+                        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=left_s)
+                        if message is None or message["type"] != "message":
+                            continue
                         data = message["data"]
                         yield data if isinstance(data, str) else data.decode(errors="replace")
 

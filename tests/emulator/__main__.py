@@ -6,6 +6,7 @@ Prints one line of JSON when ready: {"control": "http://127.0.0.1:PORT", "ca_fil
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -51,7 +52,9 @@ def _stand_back() -> None:
     os.nice(_NICENESS)
     autogroup = Path("/proc/self/autogroup")
     if os.getsid(0) == os.getpid() and autogroup.exists():
-        autogroup.write_text(str(_NICENESS))
+        # the kernel takes few such wishes at a time, and it is no more than a wish
+        with contextlib.suppress(BlockingIOError, PermissionError):
+            autogroup.write_text(str(_NICENESS))
 
 
 async def _serve(options: argparse.Namespace) -> None:

@@ -191,6 +191,16 @@ async def test_a_listener_is_told_first_that_it_listens_then_what_is_said(store:
         assert await anext(heard) is None
 
 
+async def test_a_listener_is_told_that_time_passed_however_much_is_said(store: Store, keys: Keys) -> None:
+    """Who has to look every so often is not kept from it by messages."""
+    async with aclosing(store.hear([keys.wake_all], 0.2)) as heard, asyncio.timeout(BOUND_S):
+        assert await anext(heard) is None
+        word: str | None = ""
+        while word is not None:
+            await store.command("PUBLISH", keys.wake_all, "look")
+            word = await anext(heard)
+
+
 async def test_a_listener_whose_server_ends_is_told(
     new_store: MakeStore, own_redis_server: RedisServer, keys: Keys
 ) -> None:

@@ -493,6 +493,26 @@ async def test_what_waits_for_its_turn_outlives_the_websocket() -> None:
     assert member.heartbeat() == []
 
 
+def test_long_work_is_announced_by_what_it_is_expected_to_take() -> None:
+    """To enter a large group takes long, and so do many who join one at once; a change to it does not."""
+    announced: list[int] = []
+    call = Call()
+    call.join(OTHER)
+    member = ProductMember(US, CHANNEL, turns=Turns(None, announced.append))
+    call.join(US, lambda *_: member)  # type: ignore[arg-type]
+    crowd = {OTHER, *map(str, range(100, 159))}
+    member.dave.members(crowd)
+    call.settle()
+    assert member.ready
+    assert announced
+    announced.clear()
+    member.hear(27, b"change")
+    assert announced == []
+    member.dave.members(crowd | set(map(str, range(200, 240))))
+    member.hear(27, b"change")
+    assert announced
+
+
 def test_in_a_group_a_resume_offers_nothing() -> None:
     """Whether we were in it before, or are let in by what is told again."""
     call = Call()

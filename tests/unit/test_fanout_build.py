@@ -735,3 +735,32 @@ def test_it_is_known_how_far_what_plays_goes_on(rig: Rig) -> None:
         rig.builder.tune(row, None)
     rig.builder.build(START, START + 3, far_tick=START + 9)
     assert rig.builder.playing_until == START + 3
+
+
+def test_who_begins_where_nothing_is_known_yet_waits(rig: Rig) -> None:
+    """A build that is late and looks no further than before leaves such a row to the next one, and builds the rest."""
+    lane = known_to(START + 4)
+    rig.builder.lanes.append(lane)
+    going_on, beginning = (rig.connect(ssrc=number, tuned=False) for number in range(2))
+    rig.builder.tune(going_on.row, lane)
+    rig.builder.build(START, START + 3, START)
+    rig.builder.tune(beginning.row, lane)
+    rig.builder.build(START + 3, START + 4, START + 5, START + 17)
+    assert (built(rig, going_on), built(rig, beginning)) == (list(span(0, 5)), [])
+    lane.known_until = lambda _first, last: last
+    rig.builder.build(START + 4, START + 7, START + 6)
+    assert built(rig, beginning)[0] == START + 6
+
+
+def test_a_row_that_is_silent_skips_nothing(rig: Rig) -> None:
+    """However long nobody builds: there was nothing to be heard."""
+    silent, heard = rig.connect(ssrc=1, tuned=False), rig.connect(ssrc=2, tuned=False)
+    lane = known_to(START + 1_000)
+    rig.builder.lanes.append(lane)
+    rig.builder.tune(heard.row, lane)
+    rig.builder.tune(silent.row, None)
+    rig.builder.build(START, START + 3, far_tick=START + 17)
+    rig.sent(START + 12)
+    rig.builder.build(START + 13, START + 16)
+    assert rig.builder.ticks_skipped == 0
+    assert rig.builder.playing_until >= START + 16

@@ -55,7 +55,7 @@ BEGIN_TICKS = 3
 """Whoever begins, or begins anew under other keys, is heard this soon. With less the sender is there first whenever the
 loop was late by a tick, and what was taken back to be built again is lost."""
 LATE_NS = (FAR_TICKS - 1) * TICK_NS
-"""A pace that was held up for longer misses ticks."""
+"""A pace that was held up for longer misses ticks, unless it was told beforehand and built further ahead."""
 _PAST_THE_TICK_NS = NS_PER_MS
 """The loop's timers count whole milliseconds and wake early: aimed at the tick itself, they would spin up to it."""
 SPARE_NS_PER_TICK = 10 * NS_PER_MS
@@ -239,10 +239,7 @@ class FanoutWorker:
     def _build_until(self, due: int) -> None:
         builder = self._builder
         before = max(due, builder.last_tick)
-        for programme in self._programmes.values():
-            changed_from = programme.changed_from()
-            if changed_from is not None:
-                builder.revise(programme.lane, changed_from)
+        self._revise()
         builder.build(due + 1, due + AHEAD_TICKS, due + BEGIN_TICKS, due + FAR_TICKS)
         for programme in list(self._programmes.values()):
             state = programme.state
@@ -251,10 +248,18 @@ class FanoutWorker:
             if programme.state != state:
                 self._tell_change(programme)
 
+    def _revise(self) -> None:
+        """Have built again what is no more true of what is played."""
+        for programme in self._programmes.values():
+            changed_from = programme.changed_from()
+            if changed_from is not None:
+                self._builder.revise(programme.lane, changed_from)
+
     def _build_far(self, for_ns: int) -> None:
         """Build ahead what will be due while the loop is held up for so long."""
         if self._held_back:
             return
+        self._revise()
         ticks = min(FAR_TICKS + for_ns // TICK_NS, MOST_AHEAD_TICKS - BLOCK_TICKS + 1)
         # Block by block over all rows: of thousands the first would else be built for seconds, the last run dry.
         for ahead in (*range(FAR_TICKS, ticks, BLOCK_TICKS), ticks):
@@ -347,7 +352,7 @@ class FanoutWorker:
             self._renew_session(key)
         self._refused = {key: generation for key, generation in self._refused.items() if key in wants}
         for key, want in wants.items():
-            if before.get(key) is want:
+            if before.get(key) is want and key in self._sessions:
                 continue
             session = self._sessions.get(key)
             if session is None and not self._admits(key, want):

@@ -105,7 +105,7 @@ class Builder:
         self.last_tick = 0
         """Every row is built up to here, many are further."""
         self.playing_until = 0
-        """What plays goes on up to here, however long nothing is built."""
+        """What is on the air goes on up to here, however long nothing is built."""
         self.ticks_skipped = 0
         """Ticks that some row went without, because they were over, or the sender was through with them."""
 
@@ -290,21 +290,26 @@ class Builder:
             behind = lane.numbers[self._built_until[lane.numbers] < goal]
             if len(behind):
                 self._build_lane(lane, behind, first_tick, goal, known)
-            if len(lane.numbers) and lane is not self._leaving:
+            if lane is not self._leaving and (self._owed_silence[lane.numbers] > 0).any():
                 goals.append(goal)
         self.playing_until = min(goals, default=last_tick)
 
     def _build_lane(self, lane: Lane, rows: NDArray[np.intp], first_tick: int, goal: int, known: int) -> None:
         frames = [lane.frame_at(tick) for tick in range(first_tick, known + 1)]
         begins, goes_on = self._begins[rows], self._built_until[rows] + 1
-        on_air = goes_on > 1  # a row that was never built skips nothing, however late it begins
         starts = np.maximum(goes_on, np.where(begins, self._begin_tick, first_tick))
         # A block ends where tick and row number agree, so that each tick has its share of the rows.
         ends = np.minimum(goal + (rows - goal) % BLOCK_TICKS, known)
+        possible = starts <= ends
+        if not possible.all():  # who begins does so later than it is known what is played
+            if possible.any():
+                self._build_lane(lane, rows[possible], first_tick, goal, known)
+            return
+        on_air = self._owed_silence[rows] > 0  # where nothing is heard, nothing is skipped
         self._built_until[rows] = ends
         self._begins[rows] = False
         if first_tick > goes_on.min():
-            self.ticks_skipped += int(np.where(begins, 0, starts - goes_on).max())
+            self.ticks_skipped += int(np.where(begins | ~on_air, 0, starts - goes_on).max())
         spans = (starts - first_tick) * _LONGEST_SPAN + (ends - first_tick)
         for span in np.unique(spans).tolist():
             start, end = divmod(span, _LONGEST_SPAN)

@@ -1,8 +1,8 @@
 """The worker's spare time, given out in turns: what holds its loop for milliseconds must not outrun the pace.
 
-A TLS handshake takes the loop one to three milliseconds, an MLS operation two to forty. The pace refills a budget after
-each tick that it built; work that was longer than its share is paid back by the next ticks. So whatever comes at once,
-and however slow the machine is just now, there is time to build between any two pieces of it.
+A TLS handshake takes the loop one to three milliseconds, an MLS operation two, or hundreds in a large group. The pace
+refills a budget after each tick that it built; work that was longer than its share is paid back by the next ticks. So
+whatever comes at once, and however slow the machine is just now, there is time to build between any two pieces of it.
 
 A turn is a moment and not a place: whoever took one and waits for a server that never answers holds nobody up.
 
@@ -21,7 +21,7 @@ _HANDSHAKE_NS = 3_000_000
 _MOST_OWED_NS = 500_000_000
 """More than this was no work but a process that stood still: nobody shall wait for that."""
 _ANNOUNCED_NS = 80_000_000
-"""Work of this length is announced: the pace is 120 ms ahead at least, and needs some of that itself."""
+"""Work of this length is announced: what is known is built 120 ms ahead at least, and the pace needs some of that."""
 _GROUPS_PER_HANDSHAKE = 4
 """So many go ahead of a handshake that waits: calls that stand come first, but not for ever."""
 
