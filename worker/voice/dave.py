@@ -62,8 +62,8 @@ DOWNGRADED_WITHIN_S = 24.0
 GROUP_WITHIN_S = 40.0
 """With others in the channel and no keys for so long, the session is given up: it would be silent for good."""
 _OFFERED_AGAIN_AFTER_S = 10.0
-_NS_PER_MEMBER, _NS_PER_NEWCOMER = 800_000, 2_200_000
-"""The most that one message may take: a change to a group of 100 is 40 to 80 ms, making or entering it 140 to 260."""
+_NS_PER_MEMBER, _NS_PER_NEWCOMER = 1_200_000, 1_800_000
+"""The most that one message may take: a change to a group of 100 is 40 to 120 ms, making or entering it 140 to 260."""
 
 Protect = Callable[[bytes], bytes | None]
 
