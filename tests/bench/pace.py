@@ -2,8 +2,8 @@
 
     python -m tests.bench.pace
 
-It plays at 70 % of the capacity that `fanout.py` found here, or with 700 guilds where it was not run; never with more
-than 1,400, because the local Discord needs the same machine.
+It plays at 70 % of the capacity that `fanout.py` found here, the largest number of guilds with end-to-end encryption
+that a worker carried without a tick skipped, or with 700 guilds where it was not run.
 
 Lateness is that of the first packet of each batch: from the moment its slot is due to the moment before `sendmmsg`, as
 the sender itself notes it in the memory it shares with its worker, one count a slot. The bare loop is a process of the
@@ -36,8 +36,6 @@ import msgspec
 import numpy as np
 from matplotlib.figure import Figure
 
-from shared.capacity import Cost, limits
-from shared.process import usable_cores
 from shared.schema.records import WorkerStats
 from tests.bench.lateness import (
     BIN_MS,
@@ -70,16 +68,14 @@ LONGEST_WINDOW_S = 28.0
 """The local Discord keeps 30 s of each guild that is not sampled."""
 _SHARE = 0.7
 _USUAL_GUILDS = 700
-_MOST_GUILDS = 1_400
-"""As many as fit a small machine beside the local Discord."""
 
 
 class Size(NamedTuple):
     """How many guilds are played to."""
 
     guilds: int
-    capacity: float | None = None
-    """Guilds with DAVE that one worker carries here, as `fanout.py` found."""
+    capacity: int | None = None
+    """The most guilds with DAVE that `fanout.py` saw one worker carry here without a tick skipped."""
 
     @property
     def share(self) -> float | None:
@@ -95,21 +91,10 @@ class Size(NamedTuple):
 
 
 def usual_size(results: Path = RESULTS / "fanout.json") -> Size:
-    """70 % of what was found here, or 700 guilds where nothing was; within what a machine has room for."""
-    if not results.exists():
-        return Size(_USUAL_GUILDS)
-    cells = [cell for cell in json.loads(results.read_text())["cells"] if cell["way"] == "AES-GCM and DAVE"]
-    if not cells:
-        return Size(_USUAL_GUILDS)
-    # What a packet costs depends on how many there are: the size counts that comes closest to what follows from it.
-    capacity = min((abs(_capacity(cell) - cell["guilds"]), _capacity(cell)) for cell in cells)[1]
-    return Size(max(1, min(_MOST_GUILDS, int(_SHARE * capacity))), capacity)
-
-
-def _capacity(cell: dict[str, list[float]]) -> float:
-    """Guilds at which worker, sender, or all cores would be full."""
-    cost = Cost(*(Median.of(cell[name]).median for name in ("worker_us", "sender_us")))
-    return min(limits(cost, usable_cores(), 1.0).values())
+    """70 % of what was seen to be carried here, or 700 guilds where nothing was measured."""
+    cells = json.loads(results.read_text())["cells"] if results.exists() else []
+    carried = [int(cell["guilds"]) for cell in cells if cell["way"] == "AES-GCM and DAVE" and not cell["ticks_skipped"]]
+    return Size(int(_SHARE * max(carried)), max(carried)) if carried else Size(_USUAL_GUILDS)
 
 
 def check_seconds(parser: argparse.ArgumentParser, seconds: float) -> None:
