@@ -40,6 +40,10 @@ class Coordinator:
         self._events_reader = self._store.sibling(block_s=BLOCK_S)
         self._seal = VoiceSeal(settings.seal_key.get_secret_value() if settings.seal_key else None)
         self._leadership = Leadership(self._store, self._keys, host)
+        self._read_until = "0-0"
+        """Id of the last event that was read."""
+        self._unreadable = False
+        """An event was read that could not be understood."""
         if settings.seal_key is None:
             get_logger().warning("seal_key.missing", effect="voice credentials are stored in clear on Redis")
 
@@ -80,7 +84,7 @@ class Coordinator:
 
     async def _lead(self) -> None:
         registry = Registry(self._store, self._keys)
-        last_event = await self._last_event()
+        self._read_until = await self._last_event()
         await registry.load()
         get_logger().info("registry.loaded", guilds=len(registry.guilds), broadcasts=len(registry.broadcasts))
         change = Change(registry)
@@ -98,7 +102,7 @@ class Coordinator:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._leadership.keep(), name="lease")
             group.create_task(self._listen(woken), name="wake")
-            group.create_task(self._follow(registry, recovery, last_event, lock, woken), name="events")
+            group.create_task(self._follow(registry, recovery, lock, woken), name="events")
             group.create_task(self._plan(planner, lock, woken), name="plan")
             group.create_task(self._sweep(registry, recovery, lock), name="sweep")
             group.create_task(intake.run(), name="jobs")
@@ -121,9 +125,16 @@ class Coordinator:
         await change.commit(self._leadership)
 
     async def _sweep(self, registry: Registry, recovery: Recovery, lock: asyncio.Lock) -> None:
-        """Events are capped: what was reported and not read in time still stands in the statuses."""
+        """Events are capped: what was reported and not read in time still stands in the statuses.
+
+        Only then are they read: a reading of each guild is what Redis must not do all the time.
+        """
         while True:
             await asyncio.sleep(_SWEEP_EVERY_S)
+            if not self._unreadable and not await registry.missed_events(self._read_until):
+                continue
+            get_logger().warning("events.missed", read_until=self._read_until)
+            self._unreadable = False
             async with lock:
                 await registry.look_at_statuses()
                 await self._catch_up(registry, recovery)
@@ -143,21 +154,19 @@ class Coordinator:
         async for _ in self._store.hear([self._keys.wake_leader], BLOCK_S):
             woken.set()
 
-    async def _follow(
-        self, registry: Registry, recovery: Recovery, last_id: str, lock: asyncio.Lock, woken: asyncio.Event
-    ) -> None:
+    async def _follow(self, registry: Registry, recovery: Recovery, lock: asyncio.Lock, woken: asyncio.Event) -> None:
         """Follow the events: they are the workers' reports."""
         while True:
             reply = await self._events_reader.command(
                 *("XREAD", "COUNT", _READ_AT_ONCE, "BLOCK", int(BLOCK_S * 1_000)),
-                *("STREAMS", self._keys.events, last_id),
+                *("STREAMS", self._keys.events, self._read_until),
             )
             for _, entries in reply or ():
                 change = Change(registry)
                 async with lock:
                     for entry_id, fields in entries:
                         self._note(fields.get(events.FIELD, ""), registry, recovery, change)
-                        last_id = entry_id
+                        self._read_until = entry_id
                     if change.transaction.changes:
                         await change.commit(self._leadership)
                         woken.set()
@@ -166,7 +175,8 @@ class Coordinator:
         try:
             event = events.decode(body)
         except msgspec.MsgspecError:
-            return  # of another version: not for us
+            self._unreadable = True  # of another version, perhaps: the status beside it may be understood
+            return
         if event.type == "broadcast.ended":
             broadcast = registry.broadcasts.get(event.broadcast)
             if broadcast is not None and broadcast.generation and broadcast.generation == event.generation:

@@ -133,6 +133,14 @@ class Registry:
                 heard = _read(_broadcast_status, {"status": status}, one.want_field)
                 self.broadcasts[one.spec.broadcast] = replace(one, status=heard)
 
+    async def missed_events(self, read_until: str) -> bool:
+        """Whether events after this id may have left the capped stream before anybody read them.
+
+        Raises: StoreUnavailable.
+        """
+        oldest = await self._store.command("XRANGE", self.keys.events, "-", "+", "COUNT", 1)
+        return bool(oldest) and _place(str(oldest[0][0])) > _place(read_until)
+
     async def look_at_workers(self) -> None:
         """Read the workers' records and leases; a worker without a record counts as one without a lease.
 
@@ -159,6 +167,11 @@ class Registry:
 
     def broadcasts_of(self, worker: str) -> list[Broadcast]:
         return [broadcast for broadcast in self.broadcasts.values() if broadcast.worker == worker]
+
+
+def _place(entry_id: str) -> tuple[int, int]:
+    milliseconds, _, number = entry_id.partition("-")
+    return int(milliseconds), int(number)
 
 
 def _unknown(worker_id: str) -> WorkerRecord:

@@ -10,7 +10,7 @@ the sender itself notes it in the memory it shares with its worker, one count a 
 same priority that wakes at the same 1,000 slots a second, half a slot beside the sender's, does nothing, and notes its
 lateness in the same bins. Both are read at the begin and the end of each window, so that both saw the same machine.
 What comes 60 ms late the sender skips: all 20 slots of such a tick are counted in the last bin. The bare loop skips
-nothing. Below 2,000 guilds not all slots are in use.
+nothing. With fewer than 1,150 guilds not all slots are in use.
 Gaps are between arrivals (the kernel's time-stamps) of successive packets of one guild, at the listeners' end; a packet
 that is missing makes a long one, also where this machine's listeners had no room for it ("not read").
 

@@ -164,6 +164,18 @@ async def test_a_worker_without_a_lease_is_seen_as_such(store: Store, keys: Keys
     assert not (await loaded(store, keys)).workers["w"].leased
 
 
+async def test_events_that_left_the_stream_unread_are_noticed(store: Store, keys: Keys, registry: Registry) -> None:
+    """What was read may go, what was not must be made up for; an empty stream has lost nothing."""
+    assert not await registry.missed_events("0-0")
+    for number in (9, 10, 11):
+        await store.command("XADD", keys.events, f"5-{number}", "event", "{}")
+    assert not await registry.missed_events("5-9")
+    assert not await registry.missed_events("5-11")
+    await store.command("XTRIM", keys.events, "MAXLEN", 1)
+    assert not await registry.missed_events("5-11")
+    assert await registry.missed_events("5-9")
+
+
 async def test_statuses_are_looked_at_under_the_generation_in_force(
     store: Store, keys: Keys, registry: Registry, leadership: Leadership
 ) -> None:

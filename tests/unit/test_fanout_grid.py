@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,3 +73,18 @@ def test_slots_stay_even_whatever_sockets_are_used(sockets: list[int]) -> None:
         loads[slot] += 1
         of_socket[number][slot] += 1
     assert max(loads) - min(loads) <= BATCH
+
+
+@pytest.mark.parametrize(
+    ("connections", "awake", "fullest"), [(1, 1, 1), (100, 1, 100), (101, 2, 100), (1_000, 10, 100), (1_400, 20, 100)]
+)
+def test_every_other_slot_is_filled_first_then_all_evenly(connections: int, awake: int, fullest: int) -> None:
+    """Few connections wake few slots, and between two of them one is free; of many, the rest is spread."""
+    loads = list(EMPTY)
+    for _ in range(connections):
+        loads[choose_slot(loads, EMPTY)] += 1
+    assert (sum(map(bool, loads)), max(loads)) == (awake, fullest)
+    if awake <= SLOTS / 2:
+        assert not any(loads[1::2])
+    else:
+        assert max(loads[1::2]) - min(loads[1::2]) <= 16
