@@ -42,8 +42,8 @@ class Coordinator:
         self._leadership = Leadership(self._store, self._keys, host)
         self._read_until = "0-0"
         """Id of the last event that was read."""
-        self._unreadable = False
-        """An event was read that could not be understood."""
+        self._missed = False
+        """An event went unread, or could not be understood."""
         if settings.seal_key is None:
             get_logger().warning("seal_key.missing", effect="voice credentials are stored in clear on Redis")
 
@@ -131,10 +131,10 @@ class Coordinator:
         """
         while True:
             await asyncio.sleep(_SWEEP_EVERY_S)
-            if not self._unreadable and not await registry.missed_events(self._read_until):
+            if not self._missed and not await registry.missed_events(self._read_until):
                 continue
             get_logger().warning("events.missed", read_until=self._read_until)
-            self._unreadable = False
+            self._missed = False
             async with lock:
                 await registry.look_at_statuses()
                 await self._catch_up(registry, recovery)
@@ -162,6 +162,9 @@ class Coordinator:
                 *("STREAMS", self._keys.events, self._read_until),
             )
             for _, entries in reply or ():
+                # Behind a gap in the capped stream there is always more than one reading.
+                if len(entries) == _READ_AT_ONCE and await registry.missed_events(self._read_until):
+                    self._missed = True
                 change = Change(registry)
                 async with lock:
                     for entry_id, fields in entries:
@@ -175,7 +178,7 @@ class Coordinator:
         try:
             event = events.decode(body)
         except msgspec.MsgspecError:
-            self._unreadable = True  # of another version, perhaps: the status beside it may be understood
+            self._missed = True  # of another version, perhaps: the status beside it may be understood
             return
         if event.type == "broadcast.ended":
             broadcast = registry.broadcasts.get(event.broadcast)

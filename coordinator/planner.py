@@ -118,7 +118,10 @@ class Planner:
         for number, (name, worker) in enumerate(placed.items(), term):
             # The generation is the publishing term, too: whoever published before is fenced by it.
             broadcast = self._registry.broadcasts[name]
-            change.put_broadcast(replace(broadcast, generation=number, term=number, worker=worker))
+            status = broadcast.status
+            if status is not None and status.code == ErrorCode.NO_WORKER:
+                status = BroadcastStatus(state="starting", at=unix_ms())  # else it would not be told again
+            change.put_broadcast(replace(broadcast, generation=number, term=number, worker=worker, status=status))
         await change.commit(self._leadership)
 
     async def _place_guilds(self) -> None:

@@ -340,6 +340,22 @@ async def test_guilds_go_to_fanout_workers_and_sources_to_encode_workers(pool: P
     assert pool.registry.broadcasts["news"].worker == ""
 
 
+async def test_a_source_that_nobody_can_hold_is_told_each_time(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once while it waits, and again after somebody held it in between."""
+    monkeypatch.setattr(planner_module, "_TOLD_AFTER_MS", -1)
+    planner = await pool.lead()
+    await pool.broadcast()
+    for times in (1, 2):
+        for _ in range(2):
+            await planner.step()
+        told = [event.code for event in await pool.events() if event.type == "broadcast.stalled"]
+        assert told == ["no_worker"] * times
+        member = await pool.worker(f"e{times}", "encode")
+        await planner.step()
+        assert pool.registry.broadcasts["news"].worker == member.id
+        await gone(pool, member)
+
+
 async def gone(pool: Pool, member: Membership) -> None:
     """The supervisor saw the process end."""
     await pool.store.command("HSET", pool.keys.worker(member.id), "gone", "true")

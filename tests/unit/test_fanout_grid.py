@@ -40,26 +40,26 @@ def test_the_first_connection_gets_the_first_slot() -> None:
 def test_company_on_the_same_socket_is_sought() -> None:
     """Connections of one socket leave in one batch, while slots are about even."""
     mates = list(EMPTY)
-    mates[13] = 3
+    mates[12] = 3
     loads = list(EMPTY)
-    loads[13] = 3
-    assert choose_slot(loads, mates) == 13
+    loads[12] = 3
+    assert choose_slot(loads, mates) == 12
 
 
 def test_company_is_not_sought_at_the_price_of_evenness() -> None:
     """A slot that is a batch fuller than the emptiest gets no more, whatever company waits there."""
     mates = list(EMPTY)
-    mates[13] = BATCH
+    mates[12] = BATCH
     loads = list(EMPTY)
-    loads[13] = BATCH
-    assert choose_slot(loads, mates) != 13
+    loads[12] = BATCH
+    assert choose_slot(loads, mates) != 12
 
 
 def test_without_company_a_slot_that_is_awake_is_taken() -> None:
     """Where nobody of the same socket is, a slot that wakes the sender anyway costs no wake-up more."""
     loads = list(EMPTY)
-    loads[7] = 1
-    assert choose_slot(loads, EMPTY) == 7
+    loads[6] = 1
+    assert choose_slot(loads, EMPTY) == 6
 
 
 @settings(max_examples=50)

@@ -42,8 +42,8 @@ def choose_slot(slot_loads: Sequence[int], socket_loads: Sequence[int]) -> int:
         slot_loads: connections per slot.
         socket_loads: connections per slot on the socket that the new connection uses.
     """
-    most = min(slot_loads) + (_BATCH if min(slot_loads[::2]) < _BATCH else _STEP)
-    return min(
-        (slot for slot in range(SLOTS) if slot_loads[slot] < most),
-        key=lambda slot: (-socket_loads[slot], -slot_loads[slot], slot % 2, slot),
-    )
+    most = min(slot_loads) + _STEP
+    open_slots = [slot for slot in range(0, SLOTS, 2) if slot_loads[slot] < _BATCH] or [
+        slot for slot in range(SLOTS) if slot_loads[slot] < most
+    ]
+    return min(open_slots, key=lambda slot: (-socket_loads[slot], -slot_loads[slot], slot % 2, slot))
