@@ -66,7 +66,7 @@ test-alone: # milliseconds between two hosts: with the machine to itself
 
 test-system: redis peers ## Tests that need the Debian packages of tests/packages.txt; with cargo, go and npm all peers
 	@tests/system/packages-present
-	@$(BIN)/pytest -q tests/system
+	@$(BIN)/pytest -q -rs tests/system
 
 fuzz: install ## Spoil inputs of every reader of foreign bytes: make fuzz SECONDS=60
 	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS)

@@ -39,9 +39,10 @@ class Wanted(Generic[_Want]):
         """Some entries; None: it is not there."""
         told = dict(zip(names, bodies, strict=True))
         gone = [name for name, body in told.items() if body is None and name in self._raw]
-        self._change(gone, {name: body for name, body in told.items() if body not in (None, self._raw.get(name))})
+        there = {name: body for name, body in told.items() if body is not None}
+        self._change(gone, {name: body for name, body in there.items() if body != self._raw.get(name)})
 
-    def _change(self, gone: Sequence[str], bodies: Mapping[str, str | None]) -> None:
+    def _change(self, gone: Sequence[str], bodies: Mapping[str, str]) -> None:
         if not gone and not bodies:
             return
         wants = dict(self.wants)
@@ -49,9 +50,9 @@ class Wanted(Generic[_Want]):
             del self._raw[name]
             wants.pop(name, None)
         for name, body in bodies.items():
-            self._raw[name] = body or ""
+            self._raw[name] = body
             try:
-                wants[name] = self._decoder.decode(self._raw[name])
+                wants[name] = self._decoder.decode(body)
             except msgspec.MsgspecError as error:  # it must not cost the others their worker
                 wants.pop(name, None)
                 get_logger().error("want.malformed", want=name, error=str(error))

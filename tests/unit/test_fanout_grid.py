@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,3 +90,24 @@ def test_every_other_slot_is_filled_first_then_all_evenly(connections: int, awak
         assert not any(loads[1::2])
     else:
         assert max(loads[1::2]) - min(loads[1::2]) <= 16
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_slots_keep_their_order_while_connections_come_and_go(seed: int) -> None:
+    """An odd slot is not opened while an even one has room, whoever left and whatever sockets are used."""
+    chance = Random(seed)
+    loads = list(EMPTY)
+    of_socket = [list(EMPTY) for _ in range(3)]
+    held: list[tuple[int, int]] = []
+    for number in range(2_500):
+        if number > 1_200 and chance.random() < 0.5:
+            socket, slot = held.pop(chance.randrange(len(held)))
+            loads[slot] -= 1
+            of_socket[socket][slot] -= 1
+            continue
+        socket = chance.randrange(3)
+        slot = choose_slot(loads, of_socket[socket])
+        assert slot % 2 == 0 or min(loads[::2]) >= BATCH
+        loads[slot] += 1
+        of_socket[socket][slot] += 1
+        held.append((socket, slot))
