@@ -6,7 +6,16 @@ import itertools
 
 import pytest
 
-from worker.encode.live import LEAST_FRAMES, LONGEST_BURST_FRAMES, PACE_FRAMES, Beginning, LiveBeginning, entry_frames
+from worker.encode.live import (
+    LEAST_FRAMES,
+    LONGEST_BURST_FRAMES,
+    PACE_FRAMES,
+    Beginning,
+    LiveBeginning,
+    comes_at_its_own_pace,
+    entry_frames,
+    is_behind,
+)
 
 MS = 1_000_000
 TICK_NS = 20 * MS
@@ -92,3 +101,18 @@ def test_what_never_comes_at_its_own_pace_loses_nothing() -> None:
 def test_entries_are_short_under_a_short_lead() -> None:
     """Five frames would be there only when the first one is nearly due."""
     assert [entry_frames(lead_ms) for lead_ms in (200, 499, 500, 1_000)] == [2, 2, 5, 5]
+
+
+def test_input_is_behind_when_it_waits_beyond_its_lead() -> None:
+    """By more than what networks and busy machines do to it."""
+    assert not is_behind(newest_at_ns=1_500 * MS, lead_ms=1_000, now_ns=0)
+    assert is_behind(newest_at_ns=1_900 * MS, lead_ms=1_000, now_ns=0)
+    assert not is_behind(newest_at_ns=1_900 * MS, lead_ms=2_000, now_ns=0)
+
+
+@pytest.mark.parametrize(("rate", "live"), [(0.9, True), (1.001, True), (1.1, False), (2.0, False)])
+def test_a_file_that_is_sent_slowly_is_not_live(rate: float, live: bool) -> None:
+    """It comes faster than it is played, for longer than a burst lasts; a station's fast clock is never that fast."""
+    day_ns = 86_400 * 1_000 * MS
+    assert comes_at_its_own_pace(round(rate * day_ns / TICK_NS), day_ns) is live
+    assert comes_at_its_own_pace(LONGEST_BURST_FRAMES, 0)

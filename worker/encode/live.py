@@ -3,7 +3,9 @@
 What comes from a live source begins with a burst: servers send some seconds at once, and while the source was opened
 sound came in as well. Played from its beginning, that would be late by its length for ever. So the run begins when
 frames have come at their own pace for half a second, and what is older than the lead allows is left out. The same
-holds whenever the source is opened anew, and when it comes back after listeners ran dry.
+holds whenever the source is opened anew, when it comes back after listeners ran dry, and when more than the lead
+allows has come together: a burst paused for so long that it seemed to be over, a station's clock is fast, or nothing
+could be published for a while.
 
 Source: design section 3, "Lead".
 """
@@ -26,6 +28,9 @@ LEAST_FRAMES = 25
 """Of less than 500 ms, a source that pauses is waited for."""
 LONGEST_BURST_FRAMES = 500
 """What still comes faster after 10 s of sound is not live, whatever is known of its end."""
+_LIVE_RATE = 1.01
+"""What goes on coming faster than that is a file which its server sends slowly; clocks are far better."""
+_BEHIND_NS = 800 * NS_PER_MS
 _SHORT_LEAD_MS = 500
 _SHORT_LEAD_ENTRY_FRAMES = 2
 
@@ -77,6 +82,16 @@ class LiveBeginning:
     def _begin(self, now_ns: int) -> Beginning:
         frames = min(self._frames, 1 + (self._lead_ns - self._least_ns) // _TICK_NS)
         return Beginning(frames, now_ns + self._lead_ns - (frames - 1) * _TICK_NS)
+
+
+def is_behind(newest_at_ns: int, lead_ms: int, now_ns: int) -> bool:
+    """Whether live input has become clearly later than its lead: its newest frame would be played then."""
+    return newest_at_ns - now_ns > lead_ms * NS_PER_MS + _BEHIND_NS
+
+
+def comes_at_its_own_pace(frames: int, since_ns: int) -> bool:
+    """Whether so many frames within a time since a source was opened are live input and its burst, and not a file."""
+    return frames <= LONGEST_BURST_FRAMES + _LIVE_RATE * since_ns / _TICK_NS
 
 
 def entry_frames(lead_ms: int) -> int:

@@ -17,7 +17,7 @@ from shared.errors import ErrorCode, Fenced, GuildcastError, SourceError, StoreE
 from shared.logs import get_logger
 from shared.schema.frame_entry import FRAMES_PER_ENTRY, TICK_US, Flags, FrameEntry
 from shared.schema.records import BroadcastState, SourceWant
-from worker.encode.live import LOOK_S, Beginning, LiveBeginning, entry_frames
+from worker.encode.live import LOOK_S, Beginning, LiveBeginning, comes_at_its_own_pace, entry_frames, is_behind
 from worker.encode.publish import Publisher
 from worker.encode.records import ChildOrder
 from worker.encode.resolve import resolve_source
@@ -84,6 +84,9 @@ class SourceRun:
         self._flowing = False
         """What comes is published as it comes; before that, it is looked at (`_may_flow`)."""
         self._live_beginning: LiveBeginning | None = None
+        self._opened_ns = 0
+        self._came = 0
+        """Frames since then; 0 before the first."""
         self._child: SourceChild | None = None
         self._log = get_logger().bind(broadcast=want.spec.broadcast, run=want.spec.run, term=want.term)
         self.task = asyncio.create_task(self._run(), name=f"source {want.spec.broadcast}")
@@ -175,7 +178,10 @@ class SourceRun:
             frame = await self._next_frame()
             if isinstance(frame, EncodedFrame):
                 self._live = frame.live and not self._found_not_live
+                self._count()
                 self._batch.append(frame)
+                if self._live and self._flowing and self._is_behind():
+                    self._catch_up()
                 if not self._flowing and not self._may_flow():
                     continue
                 while len(self._batch) >= self._entry_frames:
@@ -184,6 +190,7 @@ class SourceRun:
                 if self._live and self._flowing and self._batch:
                     await self._publish_batch(Flags.NONE)  # it goes on from here, or is cut
                 self._flowing, self._live_beginning = False, None
+                self._came = 0
             elif frame is None:
                 await self._publish_batch(Flags.ENDED)
                 await self._finished("finished", None)
@@ -237,6 +244,23 @@ class SourceRun:
             self._next_index = max(self._next_index + 1, newest_index - len(self._batch) + 1)
             self._away = False
         self._batch = self._batch[-max(1, newest_index - self._next_index + 1) :]
+
+    def _count(self) -> None:
+        if not self._came:
+            self._opened_ns = self._clock.now_ns()
+        self._came += 1
+
+    def _is_behind(self) -> bool:
+        newest_index = self._next_index + len(self._batch) + self._frames.qsize() - 1
+        return is_behind(self._time_ns(newest_index), self._lead_ms, self._clock.now_ns())
+
+    def _catch_up(self) -> None:
+        """Leave out what live input is late by, unless it turns out to be none."""
+        if comes_at_its_own_pace(self._came, self._clock.now_ns() - self._opened_ns):
+            self._log.info("source.fell_behind", index=self._next_index)
+            self._flowing = False
+        else:
+            self._found_not_live, self._live = True, False
 
     def _begin_at(self, common_ns: int) -> None:
         """Frame 0 is due then, or just after it."""
