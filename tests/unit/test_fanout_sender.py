@@ -28,6 +28,7 @@ from worker.fanout.sending import SenderProcess
 BOUND_S = 10.0
 LOOPBACK = "127.0.0.1"
 ROWS = 8
+CORES = os.sched_getaffinity(0)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -123,6 +124,10 @@ class Rig:
                 _, _, sequence, timestamp, ssrc = struct.unpack(">BBHII", data[:12])
                 heard.append(Heard(ssrc, timestamp, sequence, port))
         return heard
+
+    def worker_is_off(self, core: int) -> bool:
+        self.sender.step_aside()
+        return os.sched_getaffinity(0) == CORES - {core}
 
     def reached(self, tick: int) -> bool:
         return self.now >= tick
@@ -296,6 +301,25 @@ async def test_a_killed_sender_is_started_anew_with_all_sockets(rig: Rig) -> Non
     rig.add_socket()
     third = rig.connect(2)
     assert (third, rig.port_of(2)) in {(one.ssrc, one.port) for one in await rig.burst(2)}
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="this machine has one core")
+async def test_a_worker_keeps_off_the_core_of_its_sender(rig: Rig) -> None:
+    """It follows the sender from core to core; a sender that is started anew may use all of them."""
+    await rig.start()
+    try:
+        for core in sorted(CORES)[:2]:
+            assert rig.sender.pid is not None
+            os.sched_setaffinity(rig.sender.pid, {core})
+            await until(partial(rig.worker_is_off, core))
+        first = rig.sender.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: rig.sender.restarts == 1 and rig.sender.pid != first)
+        assert rig.sender.pid is not None
+        assert os.sched_getaffinity(rig.sender.pid) == CORES
+    finally:
+        os.sched_setaffinity(0, CORES)
 
 
 async def test_a_socket_handed_over_while_the_sender_is_dead_is_not_lost(rig: Rig) -> None:

@@ -98,7 +98,7 @@ class Builder:
         self._slot_loads = [0] * SLOTS
         self._socket_slot_loads: dict[int, list[int]] = {}
         self.lanes: list[Lane] = []
-        self._leaving = Lane(frame_at=lambda _tick: None)
+        self._leaving = Lane(frame_at=lambda _tick: None, known_until=lambda _first, last: last)
         self.rows_opened = 0
         """Since the start."""
         self._begin_tick = 0
@@ -288,8 +288,10 @@ class Builder:
             known = lane.known_until(last_tick, max(last_tick, far_tick) + BLOCK_TICKS - 1)
             goal = max(last_tick, min(far_tick, known))
             behind = lane.numbers[self._built_until[lane.numbers] < goal]
-            if len(behind):
-                self._build_lane(lane, behind, first_tick, goal, known)
+            begins = self._begins[behind]
+            for rows in (behind[begins], behind[~begins]):  # who begins has the least time
+                if len(rows):
+                    self._build_lane(lane, rows, first_tick, goal, known)
             if lane is not self._leaving and (self._owed_silence[lane.numbers] > 0).any():
                 goals.append(goal)
         self.playing_until = min(goals, default=last_tick)

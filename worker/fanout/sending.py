@@ -11,6 +11,7 @@ from collections import deque
 
 from shared.logs import get_logger
 from shared.settings import parse_clock_error
+from worker.fanout.cores import Cores
 from worker.fanout.rows import SOCKETS, RowTable
 
 _FIRST_BACKOFF_S = 0.1
@@ -29,6 +30,7 @@ class SenderProcess:
         self._unpassed: deque[socket.socket] = deque()
         self._link: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._cores = Cores()
         self.restarts = 0
 
     @property
@@ -64,6 +66,7 @@ class SenderProcess:
     async def start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         offset_s, drift_ppm = self._clock_error
+        self._cores.use_all()
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "worker.fanout.sender"),
@@ -82,6 +85,11 @@ class SenderProcess:
         self._link = ours
         self._unpassed = deque(self._sockets)
         self._pass()
+
+    def step_aside(self) -> None:
+        """Keep this process off the sender's core; called now and then, as that may change."""
+        if self.pid is not None:
+            self._cores.keep_off(self.pid)
 
     def _unlink(self) -> None:
         if self._link is not None:
@@ -110,6 +118,7 @@ class SenderProcess:
 
     async def stop(self) -> None:
         """End the sender; it has nothing left to send."""
+        self._cores.use_all()
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
             try:

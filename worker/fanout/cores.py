@@ -1,0 +1,53 @@
+"""Keeps a worker off the core that its sender is on.
+
+The kernel wakes a real-time process on the core where it ran last, and is slow to move whom it preempts there. On two
+cores a worker was stopped by its own sender for as long as it ran itself, while others had the second core; so in a
+storm it could not catch up with its pace.
+
+Source: sched(7), sched_setaffinity(2); proc(5), /proc/pid/stat field 39.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from shared.logs import get_logger
+
+
+class Cores:
+    """The cores that this process may use, and one of them that it does not.
+
+    Of the thread that makes it and calls it; what that starts inherits its cores.
+    """
+
+    def __init__(self) -> None:
+        self._all = frozenset(os.sched_getaffinity(0))
+        self._avoided: int | None = None
+
+    def keep_off(self, pid: int) -> None:
+        """Leave the core on which a process ran last to it and to others; with a single one there is no choice."""
+        core = _core_of(pid)
+        if len(self._all) > 1 and core in self._all and core != self._avoided:
+            self._use(core)
+
+    def use_all(self) -> None:
+        """Before a process is started that has a choice of its own."""
+        if self._avoided is not None:
+            self._use(None)
+
+    def _use(self, avoided: int | None) -> None:
+        try:
+            os.sched_setaffinity(0, self._all - {avoided})
+        except OSError as error:  # forbidden, or this process was given other cores: then the kernel may decide
+            get_logger().warning("cores.not_chosen", error=str(error))
+            self._all = frozenset()
+        self._avoided = avoided
+
+
+def _core_of(pid: int) -> int | None:
+    """Where a process ran last; None when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[36])
+    except OSError:
+        return None
