@@ -18,6 +18,8 @@ import time
 import numpy as np
 
 from shared.process import parent_death_signal, raise_file_limit
+from shared.protocol import rtp
+from tests.emulator.datagrams import hear_little
 from worker.fanout.build import Builder, Target
 from worker.fanout.grid import SLOTS, TICK_NS
 from worker.fanout.rows import RowTable
@@ -61,12 +63,15 @@ def main() -> None:
     parser.add_argument("--guilds", type=int, required=True)
     parser.add_argument("--addresses", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--deaf", action="store_true", help="the kernel throws away what comes to the receivers")
     options = parser.parse_args()
     raise_file_limit()
     receivers = []
     for number in range(options.addresses):
         receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        if options.deaf:
+            hear_little(receiver)
         receiver.bind((f"127.10.0.{1 + number % 16}", 0))
         receivers.append(receiver)
     per_address = -(-options.guilds // options.addresses)
@@ -81,6 +86,7 @@ def main() -> None:
         socket_number = number // options.addresses
         builder.open(Target(number, remote, socket_number, "aead_aes256_gcm_rtpsize", bytes(32)))
     table.length[:] = _PACKET_BYTES
+    table.packets[:, 0, :4] = (rtp.VERSION_FLAGS, rtp.PAYLOAD_TYPE, 0, 1)
     fds = [sender.fileno() for sender in senders]
     plans = [_prepared(table, slot, fds) for slot in range(SLOTS)]
     receiving = _receive_and_forget(receivers)

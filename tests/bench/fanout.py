@@ -1,7 +1,7 @@
 """What a packet costs: CPU of a fan-out worker with its sender, by number of guilds, by encryption and by guilds per
 voice address, beside bare `sendmmsg` of prebuilt packets in the same run.
 
-    python -m tests.bench.fanout --guilds 250,500,1000,2000,4000
+    python -m tests.bench.fanout --guilds 250,500,1000,2000
 
 Measured: user and system time of worker and sender over windows of steady play, everything included (stream reader,
 building, encryption, WebSockets, timers, sending), divided by the packets that the sender handed to the kernel. In
@@ -32,7 +32,12 @@ from tests.bench.results import Median, save, table
 
 Way = Literal["AES-GCM", "XChaCha20", "AES-GCM and DAVE"]
 WAYS: tuple[Way, ...] = ("AES-GCM", "XChaCha20", "AES-GCM and DAVE")
-SIZES = (250, 500, 1_000, 2_000, 4_000)
+SIZES = (250, 500, 1_000, 2_000)
+FAR_SIZES = (2_000, 4_000)
+"""Where most listeners are deaf."""
+FAR_LISTEN_EVERY = 32
+FAR_LIMIT = 1.1
+"""The cost of a packet at the larger number of guilds over that at the smaller one."""
 USUAL_SHARING = 8
 """Guilds that share a voice address, where that is not what is varied."""
 LIMITS: dict[Way, float] = {"AES-GCM": 1.7, "XChaCha20": 1.8, "AES-GCM and DAVE": 2.1}
@@ -90,7 +95,13 @@ class Cell:
 
 
 async def measure(
-    way: Way, sizes: Sequence[int], *, sharing: int = USUAL_SHARING, windows: int = 3, window_s: float = 4.0
+    way: Way,
+    sizes: Sequence[int],
+    *,
+    sharing: int = USUAL_SHARING,
+    windows: int = 3,
+    window_s: float = 4.0,
+    listen_every: int = 1,
 ) -> list[Cell]:
     """One pool that grows from size to size, as far as it gets: what it cannot carry is named and left out.
 
@@ -98,9 +109,10 @@ async def measure(
         way: encryption of all guilds.
         sizes: numbers of guilds, rising.
         sharing: guilds per voice address.
+        listen_every: of so many voice addresses one is listened to.
     """
     cells: list[Cell] = []
-    async with BenchPool(sizes[-1], sample=4, endpoint_guilds=sharing) as pool:
+    async with BenchPool(sizes[-1], sample=4, endpoint_guilds=sharing, listen_every=listen_every) as pool:
         joined = 0
         for guilds in sizes:
             cell = Cell(way, guilds, sharing)
@@ -115,7 +127,7 @@ async def measure(
                     await _play(pool, cell, window_s)
                     await pool.jobs([{"type": "broadcast.stop", "broadcast": "bench"}])
                     await _until_quiet(pool)
-                    await _floor(pool, cell, window_s)
+                    await _floor(pool, cell, window_s, deaf=listen_every > 1)
             except TimeoutError as error:
                 sys.stdout.write(f"{way}, {guilds} guilds: not measured, {error or 'they never all played'}\n")
                 break
@@ -172,11 +184,12 @@ async def _until_quiet(pool: BenchPool) -> None:
             await asyncio.sleep(_QUIET_S)
 
 
-async def _floor(pool: BenchPool, cell: Cell, window_s: float) -> None:
+async def _floor(pool: BenchPool, cell: Cell, window_s: float, *, deaf: bool) -> None:
     line = await pool.processes.start(
         *("floor", "tests.bench.bare_sendmmsg"),
         *("--guilds", str(cell.guilds), "--addresses", str(-(-cell.guilds // cell.sharing))),
         *("--seconds", str(window_s)),
+        *(("--deaf",) if deaf else ()),
         ready_line=True,
     )
     await pool.processes.stop("floor")
@@ -209,8 +222,10 @@ def _draw(cells: list[Cell], sharing: list[Cell]) -> Callable[[Figure], None]:
     return draw
 
 
-def _save(cells: list[Cell], sharing: list[Cell]) -> None:
-    figures = {"cells": [cell.told() for cell in cells], "sharing": [cell.told() for cell in sharing]}
+def _save(cells: list[Cell], sharing: list[Cell], far: list[Cell]) -> None:
+    figures = {
+        name: [cell.told() for cell in some] for name, some in (("cells", cells), ("sharing", sharing), ("far", far))
+    }
     save("fanout", figures, _draw(cells, sharing))
 
 
@@ -227,10 +242,25 @@ def _row(cell: Cell) -> list[object]:
     ]
 
 
+def _far_rows(far: list[Cell]) -> list[list[object]]:
+    """Each encryption with more guilds beside fewer."""
+    rows: list[list[object]] = []
+    for way in WAYS:
+        some = [cell for cell in far if cell.way == way]
+        for cell in some:
+            times = cell.total_us / some[0].total_us
+            within = "" if cell is some[0] else f"{'yes' if times <= FAR_LIMIT else 'no'}, {FAR_LIMIT}"
+            rows.append([*_row(cell)[:-4], f"{times:.2f}", within, *_row(cell)[-3:]])
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--guilds", default=",".join(map(str, SIZES)), help="numbers of guilds, with commas between")
     parser.add_argument("--sharing-guilds", type=int, default=2_000, help="at which guilds per address are varied")
+    parser.add_argument(
+        "--far-guilds", default=",".join(map(str, FAR_SIZES)), help="numbers of guilds that are hardly listened to"
+    )
     parser.add_argument("--windows", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0)
     options = parser.parse_args()
@@ -240,7 +270,7 @@ def main() -> None:
     cells: list[Cell] = []
     for way in WAYS:
         cells += asyncio.run(measure(way, sizes, windows=options.windows, window_s=options.seconds))
-        _save(cells, [])
+        _save(cells, [], [])
     sharing = [cell for cell in cells if cell.way == "AES-GCM" and cell.guilds == options.sharing_guilds]
     for shared_by in (1, options.sharing_guilds) if options.sharing_guilds else ():
         sharing += asyncio.run(
@@ -258,7 +288,23 @@ def main() -> None:
         _COLUMNS,
         [_row(cell) for cell in [*cells, *(cell for cell in sharing if cell.sharing != USUAL_SHARING)]],
     )
-    _save(cells, sharing)
+    far: list[Cell] = []
+    far_sizes = sorted(map(int, options.far_guilds.split(","))) if options.far_guilds else []
+    for way in WAYS if far_sizes else ():
+        far += asyncio.run(
+            measure(
+                *(way, far_sizes),
+                windows=options.windows,
+                window_s=options.seconds,
+                listen_every=FAR_LISTEN_EVERY,
+            )
+        )
+    table(
+        f"fan-out: the same where one voice address of {FAR_LISTEN_EVERY} is listened to",
+        (*_COLUMNS[:8], f"x {far_sizes[0] if far_sizes else ''}", "within", *_COLUMNS[-3:]),
+        _far_rows(far),
+    )
+    _save(cells, sharing, far)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class BenchPool:
         fanout_workers: on the one host.
         endpoint_guilds: guilds that share a voice address.
         sample: guilds whose packets the local Discord decrypts and keeps.
+        listen_every: of so many voice addresses one is listened to.
         settings: more `GUILDCAST_*`.
         supervisors: for each its own settings; without, there is one.
         coordinator: settings of the coordinator alone.
@@ -61,6 +62,7 @@ class BenchPool:
         fanout_workers: int = 1,
         endpoint_guilds: int = 8,
         sample: int = 32,
+        listen_every: int = 1,
         settings: dict[str, str] | None = None,
         supervisors: dict[str, dict[str, str]] | None = None,
         coordinator: dict[str, str] | None = None,
@@ -74,7 +76,10 @@ class BenchPool:
             "GUILDCAST_UDP_ADDRESS": "127.0.0.1",
             "GUILDCAST_LOG_LEVEL": "warning",
         } | (settings or {})
-        self._emulator_arguments = ("--sample", str(sample), "--endpoint-guilds", str(endpoint_guilds))
+        self._emulator_arguments = (
+            *("--sample", str(sample), "--endpoint-guilds", str(endpoint_guilds)),
+            *("--listen-every", str(listen_every)),
+        )
         self._job_numbers = itertools.count()
         self.keys = Keys("bench")
         self.redis: RedisServer

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
 from shared.protocol.transport_crypto import MODES
 from tests.bench import fanout, receive, seal
 
 
-async def test_fanout_bench_gives_figures_for_product_and_floor() -> None:
+@pytest.mark.parametrize("listen_every", [1, 2])
+async def test_fanout_bench_gives_figures_for_product_and_floor(listen_every: int) -> None:
     """The fan-out benchmark measures worker, sender and bare sendmmsg at each size of a pool that grows."""
-    cells = await fanout.measure("XChaCha20", [2, 4], sharing=2, windows=1, window_s=0.5)
+    cells = await fanout.measure("XChaCha20", [2, 4], sharing=2, windows=1, window_s=0.5, listen_every=listen_every)
     assert [cell.guilds for cell in cells] == [2, 4]
     for cell in cells:
         assert min(cell.worker_us[0], cell.sender_us[0], cell.floor_inside_us[0]) > 0

@@ -36,6 +36,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--control", type=_address, default=("127.0.0.1", 0), help="loopback address, port 0 for any")
     parser.add_argument("--dir", type=Path, default=None, help="folder for the CA (a temporary one if not given)")
     parser.add_argument("--sample", type=int, default=128, help="so many guilds are decrypted and kept in full")
+    parser.add_argument("--listen-every", type=int, default=1, help="of so many voice servers one is listened to")
     parser.add_argument("--heartbeat-ms", type=int, default=13_750, help="heartbeat interval that Hello tells")
     parser.add_argument(
         "--gateway", type=_limits, default=None, help="JSON of main/records.py's GatewayLimits where they differ"
@@ -68,6 +69,7 @@ async def _serve(options: argparse.Namespace) -> None:
         control=options.control,
         folder=options.dir,
         sample=options.sample,
+        listen_every=options.listen_every,
         heartbeat_interval_ms=options.heartbeat_ms,
         gateway=options.gateway,
     )

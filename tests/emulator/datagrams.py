@@ -8,12 +8,17 @@ import ctypes
 import errno
 import os
 import socket
+import struct
 import time
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.emulator.wire import OPUS_PAYLOAD_TYPE
+
 DATAGRAM_BYTES = 1536
+HEARD_EVERY = 64
+"""Of a voice server that is not listened to, each so manieth packet is heard: a power of two."""
 _NAME_BYTES = 16
 _CONTROL_BYTES = 64
 _MSG_DONTWAIT = 0x40
@@ -22,6 +27,7 @@ _SO_TIMESTAMPNS = 35
 _SO_RXQ_OVFL = 40
 _TIMESTAMP_WORD = socket.SOL_SOCKET | _SO_TIMESTAMPNS << 32
 _DROPS_WORD = socket.SOL_SOCKET | _SO_RXQ_OVFL << 32
+_SO_ATTACH_FILTER = 26
 _RECEIVE_BUFFER_BYTES = 8 << 20
 
 # struct mmsghdr and struct iovec of a 64-bit Linux
@@ -52,6 +58,31 @@ def open_socket(address: str) -> socket.socket:
     opened.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
     opened.bind((address, 0))
     return opened
+
+
+# (operation, jump if true, jump if false, operand); offsets count from the UDP header of 8 bytes
+_LOAD_BYTE, _LOAD_HALF, _AND, _JUMP_IF_EQUAL, _RETURN = 0x30, 0x28, 0x54, 0x15, 0x06
+_HEAR_LITTLE = (
+    (_LOAD_BYTE, 0, 0, 9),
+    (_AND, 0, 0, 0x7F),
+    (_JUMP_IF_EQUAL, 0, 4, OPUS_PAYLOAD_TYPE),
+    (_LOAD_HALF, 0, 0, 10),
+    (_AND, 0, 0, HEARD_EVERY - 1),
+    (_JUMP_IF_EQUAL, 1, 0, 0),
+    (_RETURN, 0, 0, 0),
+    (_RETURN, 0, 0, 0xFFFF),
+)
+
+
+def hear_little(receiver: socket.socket) -> None:
+    """Have the kernel throw away all audio but each 64th packet of a sequence, before it is queued.
+
+    Source: Linux, networking/filter; the kernel counts what is thrown away among its drops.
+    """
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _HEAR_LITTLE))
+    # struct sock_fprog: the number of steps, and where they are
+    wish = struct.pack("HL", len(_HEAR_LITTLE), ctypes.addressof(program))
+    receiver.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, wish)
 
 
 def peer_key(address: str, port: int) -> int:

@@ -7,7 +7,7 @@ from socket import socket
 
 from aiohttp import web
 
-from tests.emulator.datagrams import open_socket
+from tests.emulator.datagrams import hear_little, open_socket
 from tests.emulator.faults import ConnectFaults
 
 ADDRESSES = tuple(f"127.10.0.{number}" for number in range(1, 17))
@@ -15,23 +15,28 @@ ADDRESSES = tuple(f"127.10.0.{number}" for number in range(1, 17))
 
 @dataclass(slots=True, eq=False)
 class Endpoint:
-    """One voice server; `number` is its place among all."""
+    """One voice server; `number` is its place among all. One that is not `listened` to hears each 64th packet."""
 
     number: int
     address: str
     port: int
     udp: socket
     udp_port: int
+    listened: bool
     coming: ConnectFaults = field(default_factory=ConnectFaults)
 
 
 class Endpoints:
-    """Opens a voice server for every `guilds_each` guilds, on one address after the other."""
+    """Opens a voice server for every `guilds_each` guilds, on one address after the other.
 
-    def __init__(self, runner: web.BaseRunner, tls: ssl.SSLContext, guilds_each: int) -> None:
+    The first of every `listen_every` is listened to.
+    """
+
+    def __init__(self, runner: web.BaseRunner, tls: ssl.SSLContext, guilds_each: int, listen_every: int = 1) -> None:
         self._runner = runner
         self._tls = tls
         self._guilds_each = guilds_each
+        self._listen_every = listen_every
         self._guilds = 0
         self._opening = asyncio.Lock()
         self.opened: list[Endpoint] = []
@@ -63,7 +68,10 @@ class Endpoints:
         await site.start()
         port = int(site.port or 0)
         udp = open_socket(address)
-        endpoint = Endpoint(number, address, port, udp, udp.getsockname()[1])
+        listened = number % self._listen_every == 0
+        if not listened:
+            hear_little(udp)
+        endpoint = Endpoint(number, address, port, udp, udp.getsockname()[1], listened)
         self.opened.append(endpoint)
         self._by_name[address, port] = endpoint
 

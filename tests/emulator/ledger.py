@@ -126,6 +126,15 @@ class Ledger:
         """The records of a row, oldest first: `timestamp` and `arrival_ns`, all columns on a sampled row."""
         return self._full.read(row) if row < self.sampled_rows else self._brief.read(row - self.sampled_rows)
 
+    def note_heard(self, row: Ints, arrival_ns: Ints) -> None:
+        """Count audio of sessions that are not listened to: too little of it comes to judge what is missing."""
+        fresh = ~self._started[row]
+        self.first_arrival_ns[row[fresh]] = arrival_ns[fresh]
+        self._started[row] = True
+        self.last_arrival_ns[row] = arrival_ns
+        for name in ("packets", "audio_packets"):
+            np.add.at(self.counts[name], row, 1)
+
     def account(self, packets: Packets) -> None:
         """Count and record a batch."""
         total = len(packets.row)

@@ -43,6 +43,8 @@ class LocalDiscord:
         full_depth, brief_depth: packets recorded per session of a sampled guild, of another guild.
         max_sessions: guilds that are not sampled, and their sessions, kept at most.
         gateway: limits of the main gateway, if not Discord's.
+        listen_every: one of so many voice servers is listened to; of the others' guilds no more is known than that
+            they are heard. Listening to thousands of guilds takes more of a machine than what is measured.
     """
 
     def __init__(
@@ -57,10 +59,12 @@ class LocalDiscord:
         brief_depth: int = 1_500,
         max_sessions: int = 8_192,
         gateway: GatewayLimits | None = None,
+        listen_every: int = 1,
     ) -> None:
         if not ip_address(control[0]).is_loopback:
             raise ValueError(f"the control interface must be on loopback, not {control[0]}")
         self._endpoint_guilds = endpoint_guilds
+        self._listen_every = listen_every
         self._control = control
         self._folder = folder
         self._sample = sample
@@ -96,7 +100,7 @@ class LocalDiscord:
         voice = web.Application()
         voice.add_routes([web.get("/", self._converse)])
         runner = web.AppRunner(voice, access_log=None, shutdown_timeout=_CANCEL_AFTER_S, handle_signals=False)
-        self._endpoints = Endpoints(runner, tls, self._endpoint_guilds)
+        self._endpoints = Endpoints(runner, tls, self._endpoint_guilds, self._listen_every)
         stack.callback(self._endpoints.close)
         self._server = VoiceServer(
             self._endpoints, self._sample, self._sample + self._max_sessions, self._heartbeat_interval_ms

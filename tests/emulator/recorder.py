@@ -65,6 +65,7 @@ class Recorder:
         self._opened: NDArray[np.bool_] = np.zeros(ledger.rows, np.bool_)
         self._heard: NDArray[np.bool_] = np.zeros(ledger.rows, np.bool_)
         self._encrypted: NDArray[np.bool_] = np.zeros(ledger.rows, np.bool_)
+        self._listened: NDArray[np.bool_] = np.zeros(ledger.rows, np.bool_)
         self._rows_of_peers: dict[tuple[int, int], int] = {}
         self._known_ssrc: Ints = np.zeros(0, np.int64)
         self._known_row: Ints = np.zeros(0, np.int64)
@@ -90,6 +91,7 @@ class Recorder:
         self._source[session.row] = session.endpoint.number
         self._peer[session.row] = 0
         self._speaking[session.row] = False
+        self._listened[session.row] = session.endpoint.listened
         self._stale = True
         self.watch_session(session, channel_hears=False)
 
@@ -149,9 +151,9 @@ class Recorder:
     def _account(self) -> None:
         batch = self._batch
         count = batch.count
-        drops = batch.kernel_drops()
-        if drops:
-            self._drops.update(drops)
+        for source, drops in batch.kernel_drops().items():
+            if self._by_number[source].listened:
+                self._drops[source] = drops
         length = batch.length[:count].astype(np.int64)
         first = batch.words[:count, 0].astype(np.int64)
         kind = (first >> 16) & 0x7F
@@ -173,6 +175,10 @@ class Recorder:
             np.add.at(self.ledger.counts["wrong_header"], row[~right], 1)
             place, row = place[right], row[right]
         self._note_early(row)
+        listened = self._listened[row]
+        if not listened.all():
+            self.ledger.note_heard(row[~listened], batch.arrival_ns()[place[~listened]])
+            place, row = place[listened], row[listened]
         if len(place):
             self._measure(place, row, length[place], first[place])
 

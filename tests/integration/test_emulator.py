@@ -262,6 +262,20 @@ async def test_a_guild_that_is_not_sampled_is_heard_by_length(bench: Bench) -> N
         await bench.emulator.packets("2")
 
 
+async def test_of_a_voice_server_that_is_not_listened_to_each_64th_packet_is_heard() -> None:
+    """The kernel throws away the others: that is no loss. What is no audio comes through."""
+    async with open_bench(endpoint_guilds=1, listen_every=2) as bench:
+        client = await bench.listening(sampled=False)
+        client.play(audio(200))
+        client.udp.sendto(bytes(8), (client.ready["ip"], client.ready["port"]))
+        report = await bench.emulator.report()
+        assert (report.heard, report.packets, report.keepalives) == (1, 4, 1)
+        assert (*measures(report), report.kernel_drops, report.gap_ms.count) == (0, 0, 0, 0, 0, 0)
+        other = await (await (await bench.guild("3")).join()).speak()
+        other.play(audio(200))
+        assert (await bench.session("3")).packets == 200
+
+
 async def test_keepalives_and_rubbish_are_told_apart(bench: Bench) -> None:
     """Eight bytes from a known client are a keepalive, other short datagrams are unreadable."""
     client = await bench.listening()
