@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -764,3 +764,66 @@ def test_a_row_that_is_silent_skips_nothing(rig: Rig) -> None:
     rig.builder.build(START + 13, START + 16)
     assert rig.builder.ticks_skipped == 0
     assert rig.builder.playing_until >= START + 16
+
+
+def test_whoever_leaves_has_its_silence_built_ahead(rig: Rig) -> None:
+    """A loop that is late by some ticks cuts nobody's end short."""
+    leaving, staying = rig.connect(ssrc=1), rig.connect(ssrc=2)
+    lane = known_to(START + 1_000)
+    rig.builder.lanes.append(lane)
+    for connection in (leaving, staying):
+        rig.builder.tune(connection.row, lane)
+    rig.builder.build(START, START + 3, START + 2, START + 7)
+    rig.builder.tune(leaving.row, None)
+    rig.builder.build(START + 1, START + 4, START + 3, START + 8)
+    rig.sent(START + 7)
+    rig.builder.build(START + 8, START + 11, START + 10, START + 15)
+    assert frames_of(leaving, span(3, 6)) == [SILENCE] * 5 + [None]
+    assert rig.builder.ticks_skipped == 0
+
+
+def test_who_begins_is_built_before_those_who_go_on(rig: Rig) -> None:
+    """It has the least time: the sender may be there before thousands of others are built."""
+    built_first: list[int] = []
+
+    def protect_of(number: int) -> Callable[[bytes], bytes]:
+        def protect(frame: bytes) -> bytes:
+            built_first.append(number)
+            return frame
+
+        return protect
+
+    lane = known_to(START + 1_000)
+    rig.builder.lanes.append(lane)
+    going_on, beginning = (rig.connect(ssrc=number, tuned=False) for number in range(2))
+    rig.builder.protect(going_on.row, protect_of(0))
+    rig.builder.tune(going_on.row, lane)
+    rig.builder.build(START, START + 3, START)
+    built_first.clear()
+    rig.builder.protect(beginning.row, protect_of(1))
+    rig.builder.tune(beginning.row, lane)
+    rig.builder.build(START + 7, START + 10, START + 9)
+    assert set(built_first) == {0, 1}
+    assert built_first[0] == 1
+
+
+def test_what_was_in_place_in_time_is_not_counted_as_skipped(rig: Rig) -> None:
+    """While the last rows are built the sender goes on with the first ones: those lost nothing."""
+    first, last = (rig.connect(ssrc=number, tuned=False) for number in range(2))
+    lane = known_to(START + 1_000)
+    rig.builder.lanes.append(lane)
+    rig.table.slot[first.row], rig.table.slot[last.row] = 0, 2
+
+    def take_meanwhile(frame: bytes) -> bytes:
+        if first.packet(START + 7) is not None:
+            rig.table.taken_tick[0] = START + 7
+        return frame
+
+    rig.builder.protect(last.row, take_meanwhile)
+    for connection in (first, last):
+        rig.builder.tune(connection.row, lane)
+    rig.builder.build(START, START + 3, START)
+    rig.sent(START + 3)
+    rig.builder.build(START + 4, START + 7, START + 6)
+    assert rig.table.taken_tick[0] == START + 7
+    assert rig.builder.ticks_skipped == 0

@@ -89,6 +89,9 @@ class Builder:
         self._owed_silence = np.zeros(rows, np.uint8)
         self._built_until = np.zeros(rows, np.int64)
         self._begins = np.zeros(rows, np.bool_)
+        self._on_air = np.zeros(rows, np.bool_)
+        """Something was built for it before: what it goes without now is heard."""
+        self._late_ticks = 0
         self._redo: dict[int, int] = {}
         """Rows that are built again from a tick on, as soon as there is time for that."""
         self._scratch = Scratch()
@@ -313,11 +316,12 @@ class Builder:
         if first_tick > goes_on.min():
             self.ticks_skipped += int(np.where(begins | ~on_air, 0, starts - goes_on).max())
         spans = (starts - first_tick) * _LONGEST_SPAN + (ends - first_tick)
+        self._on_air[rows] = on_air
+        self._late_ticks = 0
         for span in np.unique(spans).tolist():
             start, end = divmod(span, _LONGEST_SPAN)
             self._build_span(rows[spans == span], first_tick + start, frames[start : end + 1])
-        taken = self._table.taken_tick[self._table.slot[rows]]
-        self.ticks_skipped += int(np.maximum(np.where(on_air, taken - starts + 1, 0), 0).max())
+        self.ticks_skipped += self._late_ticks
 
     def _build_span(self, rows: NDArray[np.intp], tick: int, frames: list[bytes | None]) -> None:
         """Frames for rows that lack the same ticks; five frames of silence where there is nothing more."""
@@ -369,6 +373,9 @@ class Builder:
             ends = scratch.protect_and_seal(encrypt, frames, [self._protects[row] for row in rows.tolist()])
         else:
             ends = scratch.seal(encrypt, frames, count)
+        taken = table.taken_tick[table.slot[rows]]  # of ticks that come too late now
+        late_ticks = np.where(self._on_air[rows], np.clip(taken - tick + 1, 0, ticks), 0)
+        self._late_ticks = max(self._late_ticks, int(late_ticks.max()))
         longest = ends.max(axis=1) + _LONGEST_SUFFIX_BYTES
         for number, size in enumerate(longest.tolist()):
             ring = (tick + number) % RING_TICKS
