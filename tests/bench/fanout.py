@@ -242,8 +242,8 @@ def _row(cell: Cell) -> list[object]:
     ]
 
 
-def _far_rows(far: list[Cell]) -> list[list[object]]:
-    """Each encryption with more guilds beside fewer."""
+def _far_rows(far: list[Cell], sizes: Sequence[int]) -> list[list[object]]:
+    """Each encryption with more guilds beside fewer; also what one worker could not carry here."""
     rows: list[list[object]] = []
     for way in WAYS:
         some = [cell for cell in far if cell.way == way]
@@ -251,6 +251,7 @@ def _far_rows(far: list[Cell]) -> list[list[object]]:
             times = cell.total_us / some[0].total_us
             within = "" if cell is some[0] else f"{'yes' if times <= FAR_LIMIT else 'no'}, {FAR_LIMIT}"
             rows.append([*_row(cell)[:-4], f"{times:.2f}", within, *_row(cell)[-3:]])
+        rows += [[way, size, "", "", "", "not carried", "", "", "", "no", "", "", ""] for size in sizes[len(some) :]]
     return rows
 
 
@@ -288,6 +289,7 @@ def main() -> None:
         _COLUMNS,
         [_row(cell) for cell in [*cells, *(cell for cell in sharing if cell.sharing != USUAL_SHARING)]],
     )
+    _save(cells, sharing, [])
     far: list[Cell] = []
     far_sizes = sorted(map(int, options.far_guilds.split(","))) if options.far_guilds else []
     for way in WAYS if far_sizes else ():
@@ -299,12 +301,13 @@ def main() -> None:
                 listen_every=FAR_LISTEN_EVERY,
             )
         )
-    table(
-        f"fan-out: the same where one voice address of {FAR_LISTEN_EVERY} is listened to",
-        (*_COLUMNS[:8], f"x {far_sizes[0] if far_sizes else ''}", "within", *_COLUMNS[-3:]),
-        _far_rows(far),
-    )
-    _save(cells, sharing, far)
+    if far_sizes:
+        table(
+            f"fan-out: the same where one voice address of {FAR_LISTEN_EVERY} is listened to",
+            (*_COLUMNS[:8], f"x {far_sizes[0]}", "within", *_COLUMNS[-3:-1], "lost to those"),
+            _far_rows(far, far_sizes),
+        )
+        _save(cells, sharing, far)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tests.emulator.wire import OPUS_PAYLOAD_TYPE
 
 DATAGRAM_BYTES = 1536
 HEARD_EVERY = 64
-"""Of a voice server that is not listened to, each so manieth packet is heard: a power of two."""
+"""Of this many packets one is heard where a voice server is not listened to; a power of two."""
 _NAME_BYTES = 16
 _CONTROL_BYTES = 64
 _MSG_DONTWAIT = 0x40

@@ -126,14 +126,14 @@ class Ledger:
         """The records of a row, oldest first: `timestamp` and `arrival_ns`, all columns on a sampled row."""
         return self._full.read(row) if row < self.sampled_rows else self._brief.read(row - self.sampled_rows)
 
-    def note_heard(self, row: Ints, arrival_ns: Ints) -> None:
-        """Count audio of sessions that are not listened to: too little of it comes to judge what is missing."""
-        fresh = ~self._started[row]
+    def note_heard(self, row: Ints, arrival_ns: Ints, silent: Bools) -> None:
+        """Count packets of sessions that are not listened to: too few of them come to judge what is missing."""
+        fresh = np.flatnonzero(~self._started[row])[::-1]  # of several of one session, the first counts
         self.first_arrival_ns[row[fresh]] = arrival_ns[fresh]
         self._started[row] = True
         self.last_arrival_ns[row] = arrival_ns
-        for name in ("packets", "audio_packets"):
-            np.add.at(self.counts[name], row, 1)
+        np.add.at(self.counts["packets"], row, 1)
+        np.add.at(self.counts["audio_packets"], row, ~silent)
 
     def account(self, packets: Packets) -> None:
         """Count and record a batch."""

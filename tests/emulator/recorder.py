@@ -177,7 +177,8 @@ class Recorder:
         self._note_early(row)
         listened = self._listened[row]
         if not listened.all():
-            self.ledger.note_heard(row[~listened], batch.arrival_ns()[place[~listened]])
+            barely, sizes = row[~listened], length[place[~listened]]
+            self.ledger.note_heard(barely, batch.arrival_ns()[place[~listened]], self._silent(barely, sizes))
             place, row = place[listened], row[listened]
         if len(place):
             self._measure(place, row, length[place], first[place])

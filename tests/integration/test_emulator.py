@@ -266,6 +266,9 @@ async def test_of_a_voice_server_that_is_not_listened_to_each_64th_packet_is_hea
     """The kernel throws away the others: that is no loss. What is no audio comes through."""
     async with open_bench(endpoint_guilds=1, listen_every=2) as bench:
         client = await bench.listening(sampled=False)
+        client.play([SILENCE] * 65)
+        assert (await bench.emulator.report()).heard == 0
+        await bench.emulator.reset()
         client.play(audio(200))
         client.udp.sendto(bytes(8), (client.ready["ip"], client.ready["port"]))
         report = await bench.emulator.report()

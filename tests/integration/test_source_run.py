@@ -347,23 +347,21 @@ async def until_gap(air: Air, want: SourceWant) -> int:
             await asyncio.sleep(0.02)
 
 
-async def row_after(air: Air, want: SourceWant, count: int, frames: int) -> list[FrameEntry]:
-    """Wait until so many frames stand in a row behind the first entries; returns that row."""
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            row: list[FrameEntry] = []
-            for entry in (await air.entries(want))[count:]:
-                row = [*row, entry] if row and entry.first_index == row[-1].next_index else [entry]
-            if sum(len(entry.packets) for entry in row) >= frames:
-                return row
-            await asyncio.sleep(0.02)
+async def until_late_by_a_second(radio: Radio, air: Air, want: SourceWant, count: int) -> None:
+    """Wait until the latest marks behind the first entries are.
 
-
-def assert_late_by_a_second(radio: Radio, entries: list[FrameEntry]) -> None:
-    """The latest marks are: on a busy machine a burst may pause, and then it takes another look to see all of it."""
-    delays = delays_s(radio, entries)[-2:]
-    assert len(delays) == 2
-    assert 0 < statistics.median(delays) < 1.0 + SLACK_S + radio.behind_s, delays
+    On a busy machine a burst may pause and seem to be over: then that is only noticed after some seconds.
+    """
+    delays: list[float] = []
+    for _ in range(round(PATIENCE_S / 0.2)):
+        row: list[FrameEntry] = []
+        for entry in (await air.entries(want))[count:]:
+            row = [*row[-40:], entry] if row and entry.first_index == row[-1].next_index else [entry]
+        delays = delays_s(radio, row)[-2:] if row else []
+        if len(delays) == 2 and 0 < statistics.median(delays) < 1.0 + SLACK_S + radio.behind_s:
+            return
+        await asyncio.sleep(0.2)
+    raise AssertionError(f"late by {delays}")
 
 
 async def test_live_input_that_was_gone_is_late_by_its_lead_again(air: Air) -> None:
@@ -375,10 +373,9 @@ async def test_live_input_that_was_gone_is_late_by_its_lead_again(air: Air) -> N
         radio.sending.clear()
         count = await until_gap(air, want)
         radio.sending.set()
-        returned = await row_after(air, want, count, 200)
+        await until_late_by_a_second(radio, air, want, count)
         await run.close()
     assert run.encodes > 1
-    assert_late_by_a_second(radio, returned)
 
 
 async def test_live_input_that_stood_still_is_late_by_its_lead_again(air: Air) -> None:
@@ -392,24 +389,25 @@ async def test_live_input_that_stood_still_is_late_by_its_lead_again(air: Air) -
         count = await until_gap(air, want)
         await air.until(lambda: time.monotonic_ns() - stood_ns > 5_500_000_000)  # below the time-out of a read
         radio.flowing.set()
-        returned = await row_after(air, want, count, 200)
+        await until_late_by_a_second(radio, air, want, count)
         await run.close()
     assert run.encodes == 1
-    assert_late_by_a_second(radio, returned)
 
 
 async def test_live_input_that_gets_ahead_is_late_by_its_lead_again(air: Air) -> None:
-    """A burst that seemed to be over, or a fast clock: nobody runs dry, and it is not played late for ever."""
+    """A burst that seemed to be over, a fast clock, an outage: it is not played late for ever."""
     async with Radio("mp3") as radio:
         want = air.want(radio.url, run=next(_runs), term=10, lead_ms=1_000)
         run = air.start(want)
         await air.until_frames(want, 100)
         count = len(await air.entries(want))
-        radio.began_ns -= 7 * NS_PER_S
-        returned = await row_after(air, want, count, 300)
+        radio.began_ns -= 8 * NS_PER_S
+        await until_late_by_a_second(radio, air, want, count)
+        entries = await air.entries(want)
         await run.close()
     assert run.encodes == 1
-    assert_late_by_a_second(radio, returned)
+    newest = entries[-1]
+    assert newest.epoch_us + newest.next_index * TICK_US - air.clock.now_us() < 3_000_000  # the lead of live input
 
 
 async def test_live_input_opened_anew_within_its_lead_is_not_later_than_it(air: Air) -> None:
@@ -444,10 +442,10 @@ async def test_live_input_taken_over_is_late_by_its_lead(air: Air) -> None:
         await air.until(lambda: air.clock.now_us() > last.epoch_us + last.next_index * TICK_US)
         second = air.start(air.want(radio.url, run=run, term=11, lead_ms=1_000))
         count = len(await air.entries(first))
-        returned = await row_after(air, first, count, 200)
+        await until_late_by_a_second(radio, air, first, count)
+        returned = (await air.entries(first))[count:]
         await second.close()
     assert {entry.term for entry in returned} == {11}
-    assert_late_by_a_second(radio, returned)
 
 
 async def test_a_file_of_unknown_length_is_played_whole(air: Air) -> None:

@@ -12,9 +12,9 @@ from worker.encode.live import (
     PACE_FRAMES,
     Beginning,
     LiveBeginning,
-    comes_at_its_own_pace,
+    LiveLateness,
+    LivePace,
     entry_frames,
-    is_behind,
 )
 
 MS = 1_000_000
@@ -29,7 +29,8 @@ def begin(
     lead_ms: int, burst_frames: int, chunk_frames: int = 1, pause_each: int | None = None
 ) -> tuple[Beginning, int, int]:
     """What is found of a source that begins with a burst; how many frames came until then, and when the last one."""
-    watched = LiveBeginning(lead_ms, LEAST_NS)
+    pace = LivePace()
+    watched = LiveBeginning(lead_ms, LEAST_NS, pace)
     now_ns = 0
     for number in itertools.count(1):
         if pause_each and number <= burst_frames and number % pause_each == 0:
@@ -38,6 +39,7 @@ def begin(
             now_ns += ENCODED_NS
         else:
             now_ns += chunk_frames * TICK_NS
+        pace.arrived(now_ns)
         found = watched.arrived(now_ns)
         if found is not None:
             return found, number, now_ns
@@ -84,7 +86,7 @@ def test_a_source_that_sends_in_chunks_has_its_own_pace(chunk_frames: int) -> No
 
 def test_a_source_that_pauses_after_its_burst_begins_then() -> None:
     """With what there is, if that is enough to begin with at all."""
-    watched = LiveBeginning(1_000, LEAST_NS)
+    watched = LiveBeginning(1_000, LEAST_NS, LivePace())
     for number in range(LEAST_FRAMES):
         assert watched.look(number * ENCODED_NS) is None
         assert watched.arrived(number * ENCODED_NS) is None
@@ -95,7 +97,8 @@ def test_a_source_that_pauses_after_its_burst_begins_then() -> None:
 def test_what_never_comes_at_its_own_pace_loses_nothing() -> None:
     """A file of unknown length is read as fast as it can be, and played from its beginning."""
     found, came, now_ns = begin(1_000, 10 * LONGEST_BURST_FRAMES)
-    assert (found, came) == (Beginning(came, now_ns + LEAST_NS, live=False), LONGEST_BURST_FRAMES)
+    assert found == Beginning(came, now_ns + LEAST_NS, live=False)
+    assert LONGEST_BURST_FRAMES < came < 1.05 * LONGEST_BURST_FRAMES
 
 
 def test_entries_are_short_under_a_short_lead() -> None:
@@ -103,16 +106,57 @@ def test_entries_are_short_under_a_short_lead() -> None:
     assert [entry_frames(lead_ms) for lead_ms in (200, 499, 500, 1_000)] == [2, 2, 5, 5]
 
 
-def test_input_is_behind_when_it_waits_beyond_its_lead() -> None:
-    """By more than what networks and busy machines do to it."""
-    assert not is_behind(newest_at_ns=1_500 * MS, lead_ms=1_000, now_ns=0)
-    assert is_behind(newest_at_ns=1_900 * MS, lead_ms=1_000, now_ns=0)
-    assert not is_behind(newest_at_ns=1_900 * MS, lead_ms=2_000, now_ns=0)
+STEADY_WAITING = 3
 
 
-@pytest.mark.parametrize(("rate", "live"), [(0.9, True), (1.001, True), (1.1, False), (2.0, False)])
-def test_a_file_that_is_sent_slowly_is_not_live(rate: float, live: bool) -> None:
-    """It comes faster than it is played, for longer than a burst lasts; a station's fast clock is never that fast."""
-    day_ns = 86_400 * 1_000 * MS
-    assert comes_at_its_own_pace(round(rate * day_ns / TICK_NS), day_ns) is live
-    assert comes_at_its_own_pace(LONGEST_BURST_FRAMES, 0)
+def found(rate: float, *, surplus_ns: int = 0, for_ns: int = 60_000 * MS, jitter_ns: int = 0) -> set[str]:
+    """What is found of input that comes at so many times its pace, with a surplus from the second frame on."""
+    lateness = LiveLateness()
+    told: set[str] = set()
+    for number in range(for_ns // TICK_NS):
+        now_ns = number * TICK_NS  # it is taken at the pace of its play
+        late_ns = round((rate - 1) * now_ns) + (surplus_ns if number else 0)
+        waiting = STEADY_WAITING + late_ns // TICK_NS
+        told.add(lateness.taken(now_ns, late_ns + (jitter_ns if number % 50 < 40 else 0), waiting))
+    return told
+
+
+@pytest.mark.parametrize("rate", [0.999, 1.0, 1.000_1])
+def test_input_at_its_own_pace_is_in_time(rate: float) -> None:
+    """A clock that is fast by 0.01 % takes hours to be late."""
+    assert found(rate) == {"in time"}
+
+
+def test_a_fast_clock_is_noticed_in_the_end() -> None:
+    """After an hour at most for one that no sound card has."""
+    assert found(1.000_5, for_ns=3_600_000 * MS) == {"in time", "behind"}
+
+
+def test_the_rest_of_a_burst_is_behind_and_no_file() -> None:
+    """It comes at once, and then keeps its pace."""
+    assert found(1.0, surplus_ns=5_000 * MS) == {"in time", "behind"}
+
+
+@pytest.mark.parametrize("rate", [1.05, 1.25, 1.45])
+def test_a_file_that_is_sent_slowly_is_no_live_input(rate: float) -> None:
+    """It comes faster than it is played all the time; nothing of it may be left out."""
+    assert found(rate) == {"in time", "no live input"}
+
+
+def test_input_that_comes_in_chunks_is_not_behind() -> None:
+    """It waits when a chunk has come, but not until the next one does."""
+    assert found(1.0, jitter_ns=3_000 * MS) == {"in time"}
+
+
+def test_what_an_outage_held_back_is_live_however_much_it_is() -> None:
+    """Time went by for it; what comes faster than that allows for is a file."""
+    pace = LivePace()
+    for number in range(3_000):
+        pace.arrived(number * TICK_NS)
+    back_ns = 3_000 * TICK_NS + 60_000 * MS
+    for _ in range(60_000 * MS // TICK_NS):
+        pace.arrived(back_ns)
+    assert pace.is_live(back_ns)
+    for _ in range(LONGEST_BURST_FRAMES * 2):
+        pace.arrived(back_ns)
+    assert not pace.is_live(back_ns)

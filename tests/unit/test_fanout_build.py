@@ -15,6 +15,7 @@ from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt
 
 from shared.errors import VoiceError
 from shared.protocol.transport_crypto import AES_GCM, MODES, XCHACHA, open_packet
+from worker.fanout.app import BEGIN_TICKS, FAR_TICKS
 from worker.fanout.build import Builder, Lane, Target
 from worker.fanout.rows import MOST_AHEAD_TICKS, RING_TICKS, RowTable
 from worker.fanout.scratch import BLOCK_TICKS
@@ -79,8 +80,8 @@ class Connection:
 class Rig:
     """A builder over real shared memory, with one lane that plays what the test puts into `frames`."""
 
-    def __init__(self) -> None:
-        self.table = RowTable(ROWS)
+    def __init__(self, rows: int = ROWS) -> None:
+        self.table = RowTable(rows)
         self.builder = Builder(self.table)
         self.frames: dict[int, bytes] = {}
         self.lane = self.new_lane(self.frames)
@@ -826,4 +827,52 @@ def test_what_was_in_place_in_time_is_not_counted_as_skipped(rig: Rig) -> None:
     rig.sent(START + 3)
     rig.builder.build(START + 4, START + 7, START + 6)
     assert rig.table.taken_tick[0] == START + 7
+    assert rig.builder.ticks_skipped == 0
+
+
+@pytest.mark.parametrize("mode", [AES_GCM, XCHACHA])
+@pytest.mark.parametrize("protected", [False, True])
+def test_many_rows_of_one_block_have_their_own_packets(mode: str, protected: bool) -> None:
+    """Frames of all sizes, silence among them, and one row whose encryption fails: nobody gets what is another's."""
+    rig = Rig(rows=19)
+    frames = [b"first", SILENCE, b"the third one", b"4th"]
+    rig.frames.update({START + number: frame for number, frame in enumerate(frames)})
+    connections = [rig.connect(mode, ssrc=number) for number in range(19)]
+    broken = 11
+
+    def protect_of(number: int) -> Callable[[bytes], bytes | None]:
+        return lambda frame: None if number == broken else b"%d" % 10**number + frame
+
+    if protected:
+        for number, connection in enumerate(connections):
+            rig.builder.protect(connection.row, protect_of(number))
+    rig.builder.build(START, START + 3)
+    for number, connection in enumerate(connections):
+        for tick, frame in zip(span(0, 4), frames, strict=True):
+            packet = connection.must(tick)
+            wanted = frame
+            if protected and frame != SILENCE:
+                wanted = protect_of(number)(frame) or SILENCE
+            assert (packet.frame, packet.ssrc, packet.counter) == (wanted, number, tick - START + 1)
+    assert rig.builder.unprotected == (3 if protected else 0)
+    rig.table.close()
+
+
+def test_new_keys_cost_no_packet_where_it_is_built_in_steps(rig: Rig) -> None:
+    """Whoever is late builds what is due next first: what the first step takes back, it also builds again."""
+    lane = known_to(START + 1_000)
+    rig.builder.lanes.append(lane)
+    connections = [rig.connect(ssrc=number, tuned=False) for number in range(ROWS)]
+    for connection in connections:
+        rig.builder.protect(connection.row, lambda frame: b"old " + frame)
+        rig.builder.tune(connection.row, lane)
+    rig.builder.build(START, START + 4, START + 3, START + 7)
+    rig.sent(START + 5)
+    for connection in connections:
+        rig.builder.protect(connection.row, lambda frame: b"new " + frame)
+    for due, ahead in ((START + 5, BEGIN_TICKS), (START + 7, FAR_TICKS)):  # the first step took two ticks
+        rig.builder.build(due + 1, max(due + 1, rig.builder.last_tick), due + BEGIN_TICKS, due + ahead)
+    for connection in connections:
+        sequences = [connection.must(tick).sequence for tick in span(6, 6)]
+        assert [(later - earlier) % 2**16 for earlier, later in pairwise(sequences)] == [1] * 5
     assert rig.builder.ticks_skipped == 0

@@ -21,8 +21,19 @@ import pytest
 from shared.clock import LocalClock
 from shared.protocol.transport_crypto import AES_GCM
 from worker.fanout.build import Builder, Lane, Target
+from worker.fanout.cores import Cores
 from worker.fanout.grid import TICK_NS, tick_at
-from worker.fanout.rows import CLOCK_OFFSET_NS, DROPPED, RING_TICKS, SENDER_ERRNO, SENT, SKIPPED, RowTable
+from worker.fanout.rows import (
+    CLOCK_OFFSET_NS,
+    DROPPED,
+    GRANTED,
+    PRIORITY,
+    RING_TICKS,
+    SENDER_ERRNO,
+    SENT,
+    SKIPPED,
+    RowTable,
+)
 from worker.fanout.sending import SenderProcess
 
 BOUND_S = 10.0
@@ -305,8 +316,9 @@ async def test_a_killed_sender_is_started_anew_with_all_sockets(rig: Rig) -> Non
 
 @pytest.mark.skipif(len(CORES) < 2, reason="this machine has one core")
 async def test_a_worker_keeps_off_the_core_of_its_sender(rig: Rig) -> None:
-    """It follows the sender from core to core; a sender that is started anew may use all of them."""
+    """It follows one that goes first from core to core; a sender that is started anew may use all of them."""
     await rig.start()
+    rig.table.counters[PRIORITY] = GRANTED
     try:
         for core in sorted(CORES)[:2]:
             assert rig.sender.pid is not None
@@ -320,6 +332,13 @@ async def test_a_worker_keeps_off_the_core_of_its_sender(rig: Rig) -> None:
         assert os.sched_getaffinity(rig.sender.pid) == CORES
     finally:
         os.sched_setaffinity(0, CORES)
+
+
+def test_as_many_workers_as_cores_choose_none() -> None:
+    """Each would be left with the core of another's sender, and could not be moved."""
+    cores = Cores(workers=len(CORES))
+    cores.keep_off(os.getpid())
+    assert os.sched_getaffinity(0) == CORES
 
 
 async def test_a_socket_handed_over_while_the_sender_is_dead_is_not_lost(rig: Rig) -> None:

@@ -3,9 +3,11 @@
 What comes from a live source begins with a burst: servers send some seconds at once, and while the source was opened
 sound came in as well. Played from its beginning, that would be late by its length for ever. So the run begins when
 frames have come at their own pace for half a second, and what is older than the lead allows is left out. The same
-holds whenever the source is opened anew, when it comes back after listeners ran dry, and when more than the lead
-allows has come together: a burst paused for so long that it seemed to be over, a station's clock is fast, or nothing
-could be published for a while.
+holds whenever the source is opened anew, when it comes back after listeners ran dry, and when it has been later than
+its lead for long: a burst paused and seemed to be over, a station's clock is fast, or nothing could be published.
+
+A file whose server does not tell its length looks like live input, but comes faster: that shows soon, and nothing is
+left out from then on.
 
 Source: design section 3, "Lead".
 """
@@ -13,7 +15,7 @@ Source: design section 3, "Lead".
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from shared.clock import NS_PER_MS, NS_PER_US
 from shared.schema.frame_entry import FRAMES_PER_ENTRY, TICK_US
@@ -27,10 +29,14 @@ LOOK_S = 0.05
 LEAST_FRAMES = 25
 """Of less than 500 ms, a source that pauses is waited for."""
 LONGEST_BURST_FRAMES = 500
-"""What still comes faster after 10 s of sound is not live, whatever is known of its end."""
+"""What still comes faster after 10 s more of sound than of time is not live, whatever is known of its end."""
 _LIVE_RATE = 1.01
 """What goes on coming faster than that is a file which its server sends slowly; clocks are far better."""
-_BEHIND_NS = 800 * NS_PER_MS
+_BURST_RATE = 1.6
+"""What comes faster still is a burst, or the rest of one."""
+_CALM_NS, _BEHIND_NS = 100 * NS_PER_MS, 800 * NS_PER_MS
+_BEHIND_FOR_NS = 10_000 * NS_PER_MS
+"""Sources that come in chunks are later than their lead when a chunk has come, and not before the next one."""
 _SHORT_LEAD_MS = 500
 _SHORT_LEAD_ENTRY_FRAMES = 2
 
@@ -48,17 +54,37 @@ class Beginning(NamedTuple):
         return self.first_at_ns + (self.frames - 1) * _TICK_NS
 
 
+class LivePace:
+    """How much came of a source since it was opened."""
+
+    def __init__(self) -> None:
+        self._frames = 0
+        self._opened_ns = 0
+
+    def arrived(self, now_ns: int) -> None:
+        """Take note of a frame."""
+        if not self._frames:
+            self._opened_ns = now_ns
+        self._frames += 1
+
+    def is_live(self, now_ns: int) -> bool:
+        """Whether that is live input and its burst. What it was late by for a while may come at once afterwards."""
+        return self._frames <= LONGEST_BURST_FRAMES + _LIVE_RATE * (now_ns - self._opened_ns) / _TICK_NS
+
+
 class LiveBeginning:
     """Watches the first frames that a live source sends after it was opened, or after it was away.
 
     Args:
         lead_ms: by how much the newest frame is late.
         least_ns: how far ahead of now the first frame must lie.
+        pace: of the source, told of each frame before this is.
     """
 
-    def __init__(self, lead_ms: int, least_ns: int) -> None:
+    def __init__(self, lead_ms: int, least_ns: int, pace: LivePace) -> None:
         self._lead_ns = max(lead_ms * NS_PER_MS, least_ns)
         self._least_ns = least_ns
+        self._pace = pace
         self._frames = 0
         self._watched_from_ns = 0
         self._arrivals_ns: deque[int] = deque(maxlen=PACE_FRAMES)
@@ -69,7 +95,7 @@ class LiveBeginning:
             self._watched_from_ns = now_ns
         self._frames += 1
         self._arrivals_ns.append(now_ns)
-        if self._frames == LONGEST_BURST_FRAMES:
+        if not self._pace.is_live(now_ns):
             return Beginning(self._frames, now_ns + self._least_ns, live=False)
         return self.look(now_ns)
 
@@ -84,14 +110,37 @@ class LiveBeginning:
         return Beginning(frames, now_ns + self._lead_ns - (frames - 1) * _TICK_NS)
 
 
-def is_behind(newest_at_ns: int, lead_ms: int, now_ns: int) -> bool:
-    """Whether live input has become clearly later than its lead: its newest frame would be played then."""
-    return newest_at_ns - now_ns > lead_ms * NS_PER_MS + _BEHIND_NS
+class LiveLateness:
+    """Watches live input that is on the air: whether it has come to be later than its lead, and by what."""
 
+    def __init__(self) -> None:
+        self._calm_ns: int | None = None
+        """When it was last as late as it shall be."""
+        self._came = 0
+        """Frames since then."""
+        self._behind_ns: int | None = None
+        self._steady = False
 
-def comes_at_its_own_pace(frames: int, since_ns: int) -> bool:
-    """Whether so many frames within a time since a source was opened are live input and its burst, and not a file."""
-    return frames <= LONGEST_BURST_FRAMES + _LIVE_RATE * since_ns / _TICK_NS
+    def taken(self, now_ns: int, late_ns: int, waiting: int) -> Literal["in time", "behind", "no live input"]:
+        """Take note of a frame.
+
+        Args:
+            late_ns: by how much more than its lead the newest frame is late that is there.
+            waiting: frames that are there.
+        """
+        self._came += 1
+        if late_ns < _CALM_NS or self._calm_ns is None:
+            self._calm_ns, self._came = now_ns, 0
+        if late_ns < _BEHIND_NS:
+            self._behind_ns = None
+            return "in time"
+        if self._behind_ns is None:
+            self._behind_ns = now_ns
+            came_ns, within_ns = (self._came + waiting) * _TICK_NS, now_ns - self._calm_ns
+            self._steady = _LIVE_RATE * within_ns < came_ns < _BURST_RATE * within_ns
+        if now_ns - self._behind_ns < _BEHIND_FOR_NS:
+            return "in time"
+        return "no live input" if self._steady else "behind"
 
 
 def entry_frames(lead_ms: int) -> int:

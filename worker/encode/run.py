@@ -17,7 +17,7 @@ from shared.errors import ErrorCode, Fenced, GuildcastError, SourceError, StoreE
 from shared.logs import get_logger
 from shared.schema.frame_entry import FRAMES_PER_ENTRY, TICK_US, Flags, FrameEntry
 from shared.schema.records import BroadcastState, SourceWant
-from worker.encode.live import LOOK_S, Beginning, LiveBeginning, comes_at_its_own_pace, entry_frames, is_behind
+from worker.encode.live import LOOK_S, Beginning, LiveBeginning, LiveLateness, LivePace, entry_frames
 from worker.encode.publish import Publisher
 from worker.encode.records import ChildOrder
 from worker.encode.resolve import resolve_source
@@ -84,9 +84,11 @@ class SourceRun:
         self._flowing = False
         """What comes is published as it comes; before that, it is looked at (`_may_flow`)."""
         self._live_beginning: LiveBeginning | None = None
-        self._opened_ns = 0
-        self._came = 0
-        """Frames since then; 0 before the first."""
+        self._live_lateness = LiveLateness()
+        self._live_pace = LivePace()
+        """Of the source as it is open now."""
+        self._taken_samples = 0
+        """Position of the last frame taken."""
         self._child: SourceChild | None = None
         self._log = get_logger().bind(broadcast=want.spec.broadcast, run=want.spec.run, term=want.term)
         self.task = asyncio.create_task(self._run(), name=f"source {want.spec.broadcast}")
@@ -178,10 +180,10 @@ class SourceRun:
             frame = await self._next_frame()
             if isinstance(frame, EncodedFrame):
                 self._live = frame.live and not self._found_not_live
-                self._count()
+                self._note_pace(frame)
                 self._batch.append(frame)
-                if self._live and self._flowing and self._is_behind():
-                    self._catch_up()
+                if self._live and self._flowing:
+                    self._look_at_lateness()
                 if not self._flowing and not self._may_flow():
                     continue
                 while len(self._batch) >= self._entry_frames:
@@ -190,7 +192,7 @@ class SourceRun:
                 if self._live and self._flowing and self._batch:
                     await self._publish_batch(Flags.NONE)  # it goes on from here, or is cut
                 self._flowing, self._live_beginning = False, None
-                self._came = 0
+                self._live_pace = LivePace()
             elif frame is None:
                 await self._publish_batch(Flags.ENDED)
                 await self._finished("finished", None)
@@ -215,7 +217,7 @@ class SourceRun:
             self._live_beginning = None
             self._flowing = bool(self.epoch_us) or len(self._batch) >= START_FRAMES
             return self._flowing
-        self._live_beginning = self._live_beginning or LiveBeginning(self._lead_ms, CUT_AHEAD_NS)
+        self._live_beginning = self._live_beginning or LiveBeginning(self._lead_ms, CUT_AHEAD_NS, self._live_pace)
         return self._begin_live(self._live_beginning.arrived(self._clock.now_ns()))
 
     def _begin_live(self, beginning: Beginning | None) -> bool:
@@ -245,19 +247,22 @@ class SourceRun:
             self._away = False
         self._batch = self._batch[-max(1, newest_index - self._next_index + 1) :]
 
-    def _count(self) -> None:
-        if not self._came:
-            self._opened_ns = self._clock.now_ns()
-        self._came += 1
+    def _note_pace(self, frame: EncodedFrame) -> None:
+        if frame.position_samples < self._taken_samples:
+            self._live_pace = LivePace()  # a loop opened it again
+        self._taken_samples = frame.position_samples
+        self._live_pace.arrived(self._clock.now_ns())
 
-    def _is_behind(self) -> bool:
-        newest_index = self._next_index + len(self._batch) + self._frames.qsize() - 1
-        return is_behind(self._time_ns(newest_index), self._lead_ms, self._clock.now_ns())
-
-    def _catch_up(self) -> None:
+    def _look_at_lateness(self) -> None:
         """Leave out what live input is late by, unless it turns out to be none."""
-        if comes_at_its_own_pace(self._came, self._clock.now_ns() - self._opened_ns):
-            self._log.info("source.fell_behind", index=self._next_index)
+        now_ns, waiting = self._clock.now_ns(), len(self._batch) + self._frames.qsize()
+        late_ns = self._time_ns(self._next_index + waiting - 1) - now_ns - self._lead_ms * NS_PER_MS
+        found = self._live_lateness.taken(now_ns, late_ns, waiting)
+        if found == "in time":
+            return
+        self._live_lateness = LiveLateness()
+        self._log.info("source.fell_behind", late_ms=late_ns // NS_PER_MS, live=found == "behind")
+        if found == "behind":
             self._flowing = False
         else:
             self._found_not_live, self._live = True, False

@@ -96,7 +96,7 @@ class FanoutWorker:
         # A row that was given back rests for a second: a full worker needs some to renew its sessions.
         self._table = RowTable(record.capacity + max(_SPARE_ROWS, record.capacity // 8))
         self._builder = Builder(self._table)
-        self._sender = SenderProcess(self._table, settings.clock_error)
+        self._sender = SenderProcess(self._table, settings.clock_error, settings.fanout_workers)
         self._sockets = SocketPool(
             settings.udp_address,
             ports,
@@ -246,7 +246,7 @@ class FanoutWorker:
         before = max(due, builder.last_tick)
         self._revise()
         if builder.playing_until < due + AHEAD_TICKS - 1:  # late: first for all what is due next
-            self._build_in_steps(1, FAR_TICKS)
+            self._build_in_steps(BEGIN_TICKS, FAR_TICKS)
             due = tick_at(self._clock.now_ns())
         builder.build(due + 1, due + AHEAD_TICKS, due + BEGIN_TICKS, due + FAR_TICKS)
         for programme in list(self._programmes.values()):

@@ -91,7 +91,8 @@ class Builder:
         self._begins = np.zeros(rows, np.bool_)
         self._on_air = np.zeros(rows, np.bool_)
         """Something was built for it before: what it goes without now is heard."""
-        self._late_ticks = 0
+        self._over_ticks = self._late_ticks = 0
+        """Of one call: ticks that were over when it began, and when their packets were put in place."""
         self._redo: dict[int, int] = {}
         """Rows that are built again from a tick on, as soon as there is time for that."""
         self._scratch = Scratch()
@@ -283,6 +284,7 @@ class Builder:
         for row, tick in self._redo.items():
             self._take_back(row, max(tick, self._begin_tick))
         self._redo.clear()
+        self._over_ticks = self._late_ticks = 0
         goals: list[int] = []
         for lane in (*self.lanes, self._leaving):
             if lane.changed:
@@ -298,6 +300,7 @@ class Builder:
             if lane is not self._leaving and (self._owed_silence[lane.numbers] > 0).any():
                 goals.append(goal)
         self.playing_until = min(goals, default=last_tick)
+        self.ticks_skipped += self._over_ticks + self._late_ticks
 
     def _build_lane(self, lane: Lane, rows: NDArray[np.intp], first_tick: int, goal: int, known: int) -> None:
         frames = [lane.frame_at(tick) for tick in range(first_tick, known + 1)]
@@ -314,14 +317,12 @@ class Builder:
         self._built_until[rows] = ends
         self._begins[rows] = False
         if first_tick > goes_on.min():
-            self.ticks_skipped += int(np.where(begins | ~on_air, 0, starts - goes_on).max())
+            self._over_ticks = max(self._over_ticks, int(np.where(begins | ~on_air, 0, starts - goes_on).max()))
         spans = (starts - first_tick) * _LONGEST_SPAN + (ends - first_tick)
         self._on_air[rows] = on_air
-        self._late_ticks = 0
         for span in np.unique(spans).tolist():
             start, end = divmod(span, _LONGEST_SPAN)
             self._build_span(rows[spans == span], first_tick + start, frames[start : end + 1])
-        self.ticks_skipped += self._late_ticks
 
     def _build_span(self, rows: NDArray[np.intp], tick: int, frames: list[bytes | None]) -> None:
         """Frames for rows that lack the same ticks; five frames of silence where there is nothing more."""

@@ -19,16 +19,21 @@ class Cores:
     """The cores that this process may use, and one of them that it does not.
 
     Of the thread that makes it and calls it; what that starts inherits its cores.
+
+    Args:
+        workers: on this host. Where fewer cores than that would be left, each worker would share one with another's
+            sender, and none could be moved: there the kernel decides.
     """
 
-    def __init__(self) -> None:
-        self._all = frozenset(os.sched_getaffinity(0))
+    def __init__(self, workers: int) -> None:
+        self._all = os.sched_getaffinity(0)
+        self._chooses = len(self._all) > workers
         self._avoided: int | None = None
 
     def keep_off(self, pid: int) -> None:
-        """Leave the core on which a process ran last to it and to others; with a single one there is no choice."""
+        """Leave the core on which a process ran last to it and to others."""
         core = _core_of(pid)
-        if len(self._all) > 1 and core in self._all and core != self._avoided:
+        if self._chooses and core in self._all and core != self._avoided:
             self._use(core)
 
     def use_all(self) -> None:
@@ -39,10 +44,10 @@ class Cores:
     def _use(self, avoided: int | None) -> None:
         try:
             os.sched_setaffinity(0, self._all - {avoided})
-        except OSError as error:  # forbidden, or this process was given other cores: then the kernel may decide
+            self._avoided = avoided
+        except OSError as error:  # it is forbidden, or this process was given other cores meanwhile
             get_logger().warning("cores.not_chosen", error=str(error))
-            self._all = frozenset()
-        self._avoided = avoided
+            self._chooses, self._avoided = False, None
 
 
 def _core_of(pid: int) -> int | None:

@@ -12,7 +12,7 @@ from collections import deque
 from shared.logs import get_logger
 from shared.settings import parse_clock_error
 from worker.fanout.cores import Cores
-from worker.fanout.rows import SOCKETS, RowTable
+from worker.fanout.rows import GRANTED, PRIORITY, SOCKETS, RowTable
 
 _FIRST_BACKOFF_S = 0.1
 _LONGEST_BACKOFF_S = 5.0
@@ -21,16 +21,21 @@ _END_WITHIN_S = 1.0
 
 
 class SenderProcess:
-    """The one sender of a worker; started anew when it ends, without the loss of a voice session."""
+    """The one sender of a worker; started anew when it ends, without the loss of a voice session.
 
-    def __init__(self, table: RowTable, clock_error: str) -> None:
+    Args:
+        clock_error: of this host's clock, for tests.
+        workers: on this host.
+    """
+
+    def __init__(self, table: RowTable, clock_error: str, workers: int = 1) -> None:
         self._table = table
         self._clock_error = parse_clock_error(clock_error)
         self._sockets: list[socket.socket] = []
         self._unpassed: deque[socket.socket] = deque()
         self._link: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._cores = Cores()
+        self._cores = Cores(workers)
         self.restarts = 0
 
     @property
@@ -87,8 +92,8 @@ class SenderProcess:
         self._pass()
 
     def step_aside(self) -> None:
-        """Keep this process off the sender's core; called now and then, as that may change."""
-        if self.pid is not None:
+        """Keep this process off the core of a sender that goes first; called now and then, as that may change."""
+        if self.pid is not None and self._table.counters[PRIORITY] == GRANTED:
             self._cores.keep_off(self.pid)
 
     def _unlink(self) -> None:
