@@ -90,7 +90,7 @@ interop: redis $(INTEROP)/python/installed $(INTEROP)/node/installed ## Prove th
 	@cp tests/interop/discord_js_client.mjs $(INTEROP)/node/client.mjs
 	@$(BIN)/python -m tests.interop --environment $(INTEROP)
 
-bench: redis peers ## Every benchmark, half an hour; some with ITEMS="pace skew", the soak with ITEMS=soak
+bench: redis peers ## Every benchmark, nearly an hour; some with ITEMS="pace skew", the soak with ITEMS=soak
 	@$(BIN)/python -m tests.bench $(ITEMS)
 
 bench-fanout: redis ## CPU per packet of a worker with its sender, beside bare sendmmsg: make bench-fanout GUILDS=1000
