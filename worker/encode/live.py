@@ -6,8 +6,8 @@ frames have come at their own pace for half a second, and what is older than the
 holds whenever the source is opened anew, when it comes back after listeners ran dry, and when it has been later than
 its lead for long: a burst paused and seemed to be over, a station's clock is fast, or nothing could be published.
 
-A file whose server does not tell its length looks like live input, but comes faster: that shows soon, and nothing is
-left out from then on.
+A file whose server does not tell its length looks like live input, but comes faster: at once, or steadily. From when
+that shows nothing is left out.
 
 Source: design section 3, "Lead".
 """
@@ -37,6 +37,7 @@ _BURST_RATE = 1.6
 _CALM_NS, _BEHIND_NS = 100 * NS_PER_MS, 800 * NS_PER_MS
 _BEHIND_FOR_NS = 10_000 * NS_PER_MS
 """Sources that come in chunks are later than their lead when a chunk has come, and not before the next one."""
+_STEADY_WITHIN_NS = 60_000 * NS_PER_MS
 _SHORT_LEAD_MS = 500
 _SHORT_LEAD_ENTRY_FRAMES = 2
 
@@ -111,7 +112,11 @@ class LiveBeginning:
 
 
 class LiveLateness:
-    """Watches live input that is on the air: whether it has come to be later than its lead, and by what."""
+    """Watches live input that is on the air: whether it has come to be later than its lead, and by what.
+
+    It becomes late at once when the rest of a burst comes, and steadily when it is a file that its server sends slowly,
+    or when such a rest comes through a slow network. A file does so again and again.
+    """
 
     def __init__(self) -> None:
         self._calm_ns: int | None = None
@@ -120,6 +125,8 @@ class LiveLateness:
         """Frames since then."""
         self._behind_ns: int | None = None
         self._steady = False
+        self._steady_before_ns: int | None = None
+        """When it was last found to be behind because it came steadily."""
 
     def taken(self, now_ns: int, late_ns: int, waiting: int) -> Literal["in time", "behind", "no live input"]:
         """Take note of a frame.
@@ -140,7 +147,11 @@ class LiveLateness:
             self._steady = _LIVE_RATE * within_ns < came_ns < _BURST_RATE * within_ns
         if now_ns - self._behind_ns < _BEHIND_FOR_NS:
             return "in time"
-        return "no live input" if self._steady else "behind"
+        before_ns, self._steady_before_ns = self._steady_before_ns, now_ns if self._steady else None
+        self._calm_ns = self._behind_ns = None
+        if self._steady and before_ns is not None and now_ns - before_ns < _STEADY_WITHIN_NS:
+            return "no live input"
+        return "behind"
 
 
 def entry_frames(lead_ms: int) -> int:

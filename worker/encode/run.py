@@ -260,7 +260,6 @@ class SourceRun:
         found = self._live_lateness.taken(now_ns, late_ns, waiting)
         if found == "in time":
             return
-        self._live_lateness = LiveLateness()
         self._log.info("source.fell_behind", late_ms=late_ns // NS_PER_MS, live=found == "behind")
         if found == "behind":
             self._flowing = False
