@@ -7,6 +7,7 @@ import itertools
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -397,7 +398,7 @@ async def test_live_input_that_stood_still_is_late_by_its_lead_again(air: Air) -
 async def test_live_input_that_gets_ahead_is_late_by_its_lead_again(air: Air) -> None:
     """A burst that seemed to be over, a fast clock, an outage: it is not played late for ever."""
     async with Radio("mp3") as radio:
-        want = air.want(radio.url, run=next(_runs), term=10, lead_ms=1_000)
+        want = air.want(radio.url, run=next(_runs), term=10, lead_ms=None)
         run = air.start(want)
         await air.until_frames(want, 100)
         count = len(await air.entries(want))
@@ -448,31 +449,52 @@ async def test_live_input_taken_over_is_late_by_its_lead(air: Air) -> None:
     assert {entry.term for entry in returned} == {11}
 
 
-async def test_a_file_of_unknown_length_is_played_whole(air: Air) -> None:
-    """It looks like live input, but comes faster: nothing of it is left out, and it has the lead of a file."""
-    music = decode_file(PROGRAMME)[: 25 * 48_000]
-    body = write_audio(air.media / "clip.mp3", music, codec="libmp3lame", options={"write_xing": "0"}).read_bytes()
+@asynccontextmanager
+async def chunked(body: bytes) -> AsyncIterator[str]:
+    """An HTTP server that does not tell how long a file is; gives the URL of it."""
 
-    async def chunked(request: web.Request) -> web.StreamResponse:
+    async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(body)
         return response
 
     app = web.Application()
-    app.router.add_get("/chunked", chunked)
+    app.router.add_get("/chunked", answer)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
         host, port = runner.addresses[0][:2]
-        want = air.want(f"http://{host}:{port}/chunked", run=next(_runs), term=10, lead_ms=None)
+        yield f"http://{host}:{port}/chunked"
+    finally:
+        await runner.cleanup()
+
+
+def untold(folder: Path, seconds: float) -> bytes:
+    """MP3 that does not tell its own length either."""
+    music = decode_file(PROGRAMME)[: round(seconds * 48_000)]
+    return write_audio(folder / "clip.mp3", music, codec="libmp3lame", options={"write_xing": "0"}).read_bytes()
+
+
+async def test_a_file_of_unknown_length_is_played_whole(air: Air) -> None:
+    """It looks like live input, but comes faster: nothing of it is left out, and it has the lead of a file."""
+    async with chunked(untold(air.media, 25.0)) as url:
+        want = air.want(url, run=next(_runs), term=10, lead_ms=None)
         run = air.start(want)
         entries = await air.until_frames(want, 1_240)
         ahead_us = entries[-1].epoch_us + entries[-1].next_index * TICK_US - air.clock.now_us()
         await run.close()
-    finally:
-        await runner.cleanup()
     assert_contiguous(entries)
     assert (entries[0].first_index, entries[0].position_samples) == (0, 0)
     assert ahead_us > 5_000_000
+
+
+async def test_a_short_loop_of_unknown_length_goes_on_air(air: Air) -> None:
+    """It never comes at its own pace, and each pass of it is shorter than what is taken for a burst."""
+    async with chunked(untold(air.media, 6.0)) as url:
+        want = air.want(url, run=next(_runs), term=10, loop=True, lead_ms=None)
+        run = air.start(want)
+        entries = await air.until_frames(want, 700)
+        await run.close()
+    assert_contiguous(entries)

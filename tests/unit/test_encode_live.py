@@ -98,7 +98,7 @@ def test_what_never_comes_at_its_own_pace_loses_nothing() -> None:
     """A file of unknown length is read as fast as it can be, and played from its beginning."""
     found, came, now_ns = begin(1_000, 10 * LONGEST_BURST_FRAMES)
     assert found == Beginning(came, now_ns + LEAST_NS, live=False)
-    assert LONGEST_BURST_FRAMES < came < 1.05 * LONGEST_BURST_FRAMES
+    assert came == LONGEST_BURST_FRAMES
 
 
 def test_entries_are_short_under_a_short_lead() -> None:
@@ -141,10 +141,10 @@ def test_a_fast_clock_is_noticed_in_the_end() -> None:
 
 def test_the_rest_of_a_burst_is_behind_and_no_file() -> None:
     """It comes at once, and then keeps its pace."""
-    assert found(1.0, surplus_ns=5_000 * MS) == ["behind"]
+    assert found(1.0, surplus_ns=5_000 * MS, for_ns=600_000 * MS) == ["behind"]
 
 
-@pytest.mark.parametrize("rate", [1.05, 1.25, 1.45])
+@pytest.mark.parametrize("rate", [1.02, 1.05, 1.25, 1.45])
 def test_a_file_that_is_sent_slowly_is_no_live_input(rate: float) -> None:
     """It comes faster than it is played all the time; after one cut nothing of it is left out."""
     assert found(rate) == ["behind", "no live input"]

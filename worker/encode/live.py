@@ -37,7 +37,7 @@ _BURST_RATE = 1.6
 _CALM_NS, _BEHIND_NS = 100 * NS_PER_MS, 800 * NS_PER_MS
 _BEHIND_FOR_NS = 10_000 * NS_PER_MS
 """Sources that come in chunks are later than their lead when a chunk has come, and not before the next one."""
-_STEADY_WITHIN_NS = 60_000 * NS_PER_MS
+_STEADY_WITHIN_NS = 120_000 * NS_PER_MS
 _SHORT_LEAD_MS = 500
 _SHORT_LEAD_ENTRY_FRAMES = 2
 
@@ -59,18 +59,18 @@ class LivePace:
     """How much came of a source since it was opened."""
 
     def __init__(self) -> None:
-        self._frames = 0
+        self.frames = 0
         self._opened_ns = 0
 
     def arrived(self, now_ns: int) -> None:
         """Take note of a frame."""
-        if not self._frames:
+        if not self.frames:
             self._opened_ns = now_ns
-        self._frames += 1
+        self.frames += 1
 
     def is_live(self, now_ns: int) -> bool:
         """Whether that is live input and its burst. What it was late by for a while may come at once afterwards."""
-        return self._frames <= LONGEST_BURST_FRAMES + _LIVE_RATE * (now_ns - self._opened_ns) / _TICK_NS
+        return self.frames <= LONGEST_BURST_FRAMES + _LIVE_RATE * (now_ns - self._opened_ns) / _TICK_NS
 
 
 class LiveBeginning:
@@ -86,6 +86,7 @@ class LiveBeginning:
         self._lead_ns = max(lead_ms * NS_PER_MS, least_ns)
         self._least_ns = least_ns
         self._pace = pace
+        self._just_opened = pace.frames <= 1
         self._frames = 0
         self._watched_from_ns = 0
         self._arrivals_ns: deque[int] = deque(maxlen=PACE_FRAMES)
@@ -96,7 +97,9 @@ class LiveBeginning:
             self._watched_from_ns = now_ns
         self._frames += 1
         self._arrivals_ns.append(now_ns)
-        if not self._pace.is_live(now_ns):
+        # of a source that was open before, what was held back meanwhile may come at once, however much it is
+        endless = self._frames >= LONGEST_BURST_FRAMES if self._just_opened else not self._pace.is_live(now_ns)
+        if endless:
             return Beginning(self._frames, now_ns + self._least_ns, live=False)
         return self.look(now_ns)
 

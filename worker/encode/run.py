@@ -192,7 +192,7 @@ class SourceRun:
                 if self._live and self._flowing and self._batch:
                     await self._publish_batch(Flags.NONE)  # it goes on from here, or is cut
                 self._flowing, self._live_beginning = False, None
-                self._live_pace = LivePace()
+                self._live_pace, self._live_lateness = LivePace(), LiveLateness()
             elif frame is None:
                 await self._publish_batch(Flags.ENDED)
                 await self._finished("finished", None)
@@ -248,7 +248,7 @@ class SourceRun:
         self._batch = self._batch[-max(1, newest_index - self._next_index + 1) :]
 
     def _note_pace(self, frame: EncodedFrame) -> None:
-        if frame.position_samples < self._taken_samples:
+        if frame.position_samples < self._taken_samples and self._live_beginning is None:
             self._live_pace = LivePace()  # a loop opened it again
         self._taken_samples = frame.position_samples
         self._live_pace.arrived(self._clock.now_ns())
@@ -299,6 +299,8 @@ class SourceRun:
         looked_at: list[EncodedFrame] = []
         if self._live_beginning is not None:
             looked_at, self._batch = self._batch, looked_at
+        else:
+            self._live_lateness = LiveLateness()  # a file that comes too fast never runs dry
         await self._publish_batch(Flags.GAP)
         self._batch = looked_at
         self._away, self._flowing = True, False
