@@ -13,12 +13,16 @@ found after the join), from its first packet on.
 Memory per guild is what the proportional sizes of worker and sender grew by, so the rows that both map count once;
 memory that the kernel holds for sockets is not in it. With end-to-end encryption each guild is a voice channel with one
 other member, of whom there is no more than a key package.
+
+The reference is what libdave alone takes for its part of such a join, again and again in one process: no join with
+end-to-end encryption can be cheaper, on this machine at this time.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -32,7 +36,11 @@ from tests.bench.lateness import fresh_stats
 from tests.bench.pool import BenchPool
 from tests.bench.processes import Memory, exact_cpu_ns
 from tests.bench.results import Median, save, table
+from tests.emulator.dave.external_sender import ExternalSender
+from tests.emulator.dave.ghosts import make_key_package
+from tests.emulator.dave.group import DaveGroup, DaveOp, Outgoing
 from tests.emulator.records import ChannelKind, Voice
+from tests.libdave_member import LibdaveMember, Reply
 
 KINDS: dict[str, ChannelKind] = {"with DAVE": "voice", "without DAVE": "stage"}
 SETTLED_AFTER_S = 1.0
@@ -59,6 +67,46 @@ class Joined(NamedTuple):
     @property
     def per_s(self) -> float:
         return self.guilds / self.first_packet_ms[-1] * 1_000
+
+
+def libdave_ms(joins: int = 100) -> float:
+    """CPU of libdave's part of a join: a group with one other member, of whom there is no more than a key package.
+
+    A median over so many in a row, which find libdave in the caches.
+    """
+    us, ghost, channel = "1", "2", 3
+    key_package = make_key_package(int(ghost))
+    all_spent_ns: list[int] = []
+    for _ in range(joins):
+        group = DaveGroup(channel, ExternalSender(), lambda: 0.0)
+        group.add_ghosts([(ghost, key_package)])
+        outgoing = group.join(us)
+        began_ns = time.thread_time_ns()
+        member = LibdaveMember(us, channel)
+        member.connected({ghost})
+        said = member.start()
+        spent_ns = time.thread_time_ns() - began_ns
+        outgoing += _answers(group, us, said)
+        while outgoing:
+            one = outgoing.pop(0)
+            began_ns = time.thread_time_ns()
+            said = member.hear(one.op, one.body)
+            spent_ns += time.thread_time_ns() - began_ns
+            outgoing += _answers(group, us, said)
+        assert member.ready
+        all_spent_ns.append(spent_ns)
+    return statistics.median(all_spent_ns) / NS_PER_MS
+
+
+def _answers(group: DaveGroup, user: str, said: Sequence[Reply]) -> list[Outgoing]:
+    """What the gateway says to what a member said."""
+    answers: list[Outgoing] = []
+    for op, body in said:
+        if isinstance(body, dict):
+            answers += group.transition_ready(user, body["transition_id"])
+        else:
+            answers += (group.key_package if op == DaveOp.KEY_PACKAGE else group.commit_welcome)(user, body)
+    return answers
 
 
 async def _first_packets_ns(pool: BenchPool, voices: Sequence[Voice]) -> list[int]:
@@ -188,12 +236,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     found: dict[str, list[Joined]] = {name: [] for name in KINDS}
+    alone_ms: list[float] = []
     # In turns: what else a machine does drifts over minutes, and must fall on both alike.
     for name in list(KINDS) * options.rounds:
         found[name].append(asyncio.run(measure(options.guilds, KINDS[name], before=options.before)))
+        alone_ms.append(libdave_ms())
         sys.stdout.write(f"  {name}: {found[name][-1].per_s:.0f} guilds a second\n")
+    alone = Median.of(alone_ms)
     _show(found)
-    save("mass_join", _figures(found), lambda figure: _draw(found, figure))
+    sys.stdout.write(f"libdave alone: {alone} ms of CPU a join\n")
+    save("mass_join", {**_figures(found), "libdave_ms_per_join": alone}, lambda figure: _draw(found, figure))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.bench.mass_join import measure
+from tests.bench.mass_join import libdave_ms, measure
 
 
 async def test_mass_join_bench_hears_every_guild() -> None:
@@ -12,3 +12,8 @@ async def test_mass_join_bench_hears_every_guild() -> None:
     assert joined.first_packet_ms == sorted(joined.first_packet_ms)
     assert joined.first_packet_ms[0] > 0
     assert joined.per_s > 0
+
+
+def test_libdave_alone_makes_a_group() -> None:
+    """The reference beside a join: the same messages without all else."""
+    assert libdave_ms(2) > 0

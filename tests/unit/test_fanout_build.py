@@ -18,7 +18,7 @@ from shared.protocol.transport_crypto import AES_GCM, MODES, XCHACHA, open_packe
 from worker.fanout.app import BEGIN_TICKS, FAR_TICKS
 from worker.fanout.build import Builder, Lane, Target
 from worker.fanout.rows import MOST_AHEAD_TICKS, RING_TICKS, RowTable
-from worker.fanout.scratch import BLOCK_TICKS
+from worker.fanout.scratch import BLOCK_TICKS, ROWS_AT_ONCE
 
 ROWS = 4
 SILENCE = b"\xf8\xff\xfe"
@@ -556,20 +556,43 @@ def built(rig: Rig, connection: Connection) -> list[int]:
     return sorted(int(tick) for tick in rig.table.due[:, connection.row] if tick >= START)
 
 
-def test_rows_are_built_a_block_at_a_time_and_never_all_at_once(rig: Rig) -> None:
-    """After the first time, each tick builds another row, for all ticks of a block."""
+def test_groups_of_rows_are_built_in_turns_a_block_at_a_time() -> None:
+    """After the first time, each tick has its share of the work: another group of rows, for all ticks of a block."""
+    rig = Rig(BLOCK_TICKS * ROWS_AT_ONCE)
+    lane = known_to(START + 1_000)
+    rig.builder.lanes.append(lane)
+    for number in range(rig.table.rows):
+        rig.builder.tune(rig.connect(ssrc=number, tuned=False).row, lane)
+    rig.builder.build(START)
+    turns = []
+    for tick in span(1, 2 * BLOCK_TICKS):
+        before = (rig.table.due >= START).sum(axis=0)
+        rig.builder.build(tick)
+        assert (rig.table.due[tick % RING_TICKS] == tick).all()
+        grown = ((rig.table.due >= START).sum(axis=0) - before).reshape(BLOCK_TICKS, ROWS_AT_ONCE)
+        (group,) = np.flatnonzero(grown.any(axis=1))
+        assert (grown[group] == BLOCK_TICKS).all()
+        turns.append(group)
+    assert turns[:BLOCK_TICKS] == turns[BLOCK_TICKS:]
+    assert sorted(turns[:BLOCK_TICKS]) == list(range(BLOCK_TICKS))
+    rig.table.close()
+
+
+def test_few_rows_are_built_in_one_go(rig: Rig) -> None:
+    """They fill one block in one tick of four, and nothing in between."""
     lane = known_to(START + 1_000)
     rig.builder.lanes.append(lane)
     connections = [rig.connect(ssrc=number, tuned=False) for number in range(ROWS)]
     for connection in connections:
         rig.builder.tune(connection.row, lane)
     rig.builder.build(START)
-    for tick in span(1, 8):
+    grown = []
+    for tick in span(1, 2 * BLOCK_TICKS):
         before = [len(built(rig, connection)) for connection in connections]
         rig.builder.build(tick)
-        grown = [len(built(rig, one)) - count for one, count in zip(connections, before, strict=True)]
-        assert sorted(grown) == [0, 0, 0, BLOCK_TICKS]
+        grown.append({len(built(rig, one)) - count for one, count in zip(connections, before, strict=True)})
         assert all(one.must(tick).frame == b"frame %d" % tick for one in connections)
+    assert sorted(grown, key=sum) == [{0}] * 6 + [{BLOCK_TICKS}] * 2
 
 
 def test_a_block_ends_where_nobody_knows_what_comes(rig: Rig) -> None:

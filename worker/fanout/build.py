@@ -306,8 +306,9 @@ class Builder:
         frames = [lane.frame_at(tick) for tick in range(first_tick, known + 1)]
         begins, goes_on = self._begins[rows], self._built_until[rows] + 1
         starts = np.maximum(goes_on, np.where(begins, self._begin_tick, first_tick))
-        # A block ends where tick and row number agree, so that each tick has its share of the rows.
-        ends = np.minimum(goal + (rows - goal) % BLOCK_TICKS, known)
+        # Groups of rows end their blocks at ticks of their own: each tick has its share of the work, and few rows make
+        # no more than one piece of it. Such a piece finds nothing in the caches: it costs a hundred packets to begin.
+        ends = np.minimum(goal + (rows // ROWS_AT_ONCE - goal) % BLOCK_TICKS, known)
         possible = starts <= ends
         if not possible.all():  # who begins does so later than it is known what is played
             if possible.any():

@@ -5,7 +5,7 @@
 Packets are built by the real builder, with end-to-end encryption by libdave in a group of one, and sent over the real
 plan of slots to a socket on 127.0.0.1 that nobody reads: what does not fit its buffer is dropped there, nothing leaves
 the machine. Before each step other memory is written, so that what is measured is the cost with cold caches: in a
-worker with a thousand guilds nothing stays in them for 20 ms. CPU of the thread, medians over ticks, so that whoever
+worker with a thousand guilds nothing stays in them for 20 ms. CPU of the thread, medians, so that whoever
 else is at work on the machine, and the other workers that measure at the same moment, matter little.
 
 The rest of both processes is a factor on top: it was found with a worker that played to 1,000 guilds.
@@ -42,7 +42,7 @@ from worker.fanout.admission import Admission
 from worker.fanout.build import Builder, Lane, Target
 from worker.fanout.grid import SLOTS
 from worker.fanout.rows import RowTable
-from worker.fanout.scratch import Protect
+from worker.fanout.scratch import BLOCK_TICKS, Protect
 from worker.fanout.sender import SlotPlan
 from worker.fanout.sockets import SEND_BUFFER_BYTES
 
@@ -52,9 +52,9 @@ _SOCKETS = 8
 _FRAME_BYTES = 240
 _CACHE_BYTES = 16 << 20
 """More than the caches next to a core; the last one, which all share, is nobody's own."""
-_WARM_UP_TICKS = 3
-_LEAST_TICKS = 3
-_TICKS_AT_START = 30
+_WARM_UP_BLOCKS = 1
+_LEAST_BLOCKS = 2
+_BLOCKS_AT_START = 8
 _AT_START_WITHIN_S = 0.3
 _NICE = 10
 """Workers that play on this host come first."""
@@ -131,21 +131,26 @@ class _Bed:
     def close(self) -> None:
         self._table.close()
 
-    def tick(self, chill: Callable[[], object]) -> None:
-        """Build and send one packet of each row."""
-        self._tick += 1
+    def block(self, chill: Callable[[], object]) -> None:
+        """Build a block of packets of each row, and send them tick by tick."""
+        last_tick = self._tick + BLOCK_TICKS
         chill()
         began_ns = time.thread_time_ns()
-        self._builder.build(self._tick)
+        self._builder.build(self._tick + 1, last_tick)
         built_ns = time.thread_time_ns()
+        send_us = [self._send(tick, chill) for tick in range(self._tick + 1, last_tick + 1)]
+        if self._tick >= _WARM_UP_BLOCKS * BLOCK_TICKS:
+            self.build_us.append((built_ns - began_ns) / 1e3 / _ROWS / BLOCK_TICKS)
+            self.send_us += send_us
+        self._tick = last_tick
+
+    def _send(self, tick: int, chill: Callable[[], object]) -> float:
+        """Send one packet of each row; returns microseconds for each."""
         chill()
-        chilled_ns = time.thread_time_ns()
+        began_ns = time.thread_time_ns()
         for plan in self._plans:
-            plan.send(self._table, self._tick)
-        sent_ns = time.thread_time_ns()
-        if self._tick > _WARM_UP_TICKS:
-            self.build_us.append((built_ns - began_ns) / 1e3 / _ROWS)
-            self.send_us.append((sent_ns - chilled_ns) / 1e3 / _ROWS)
+            plan.send(self._table, tick)
+        return (time.thread_time_ns() - began_ns) / 1e3 / _ROWS
 
     def measured(self) -> Measured:
         build, send = _spread(self.build_us), _spread(self.send_us)
@@ -164,10 +169,10 @@ def _spread(readings: list[float]) -> Spread:
     return Spread(statistics.median(readings), min(readings), max(readings))
 
 
-def measure(kinds: Iterable[tuple[str, bool]], within_s: float, most_ticks: int | None = None) -> list[Measured]:
+def measure(kinds: Iterable[tuple[str, bool]], within_s: float, most_blocks: int | None = None) -> list[Measured]:
     """What packets of each kind (transport mode, with end-to-end encryption) cost.
 
-    Ticks of all kinds go in turns: what else the machine does falls on all of them.
+    Blocks of all kinds go in turns: what else the machine does falls on all of them.
 
     Raises: OSError: no sockets are to be had; VoiceError: no end-to-end encryption is.
     """
@@ -184,11 +189,11 @@ def measure(kinds: Iterable[tuple[str, bool]], within_s: float, most_ticks: int 
         for bed in beds:
             exits.callback(bed.close)
         other = np.zeros(_CACHE_BYTES, np.uint8)
-        ticks = 0
-        while ticks < _WARM_UP_TICKS + _LEAST_TICKS or (ticks != most_ticks and time.monotonic() < deadline_s):
-            ticks += 1
+        blocks = 0
+        while blocks < _WARM_UP_BLOCKS + _LEAST_BLOCKS or (blocks != most_blocks and time.monotonic() < deadline_s):
+            blocks += 1
             for bed in beds:
-                bed.tick(lambda: other.__iadd__(1))
+                bed.block(lambda: other.__iadd__(1))
         return [bed.measured() for bed in beds]
 
 
@@ -207,7 +212,7 @@ async def _measured_capacity(cores: float) -> int:
     """Guilds with end-to-end encryption, as nearly all are, that this worker carries."""
     log, began_ns = get_logger(), time.monotonic_ns()
     with ThreadPoolExecutor(1, initializer=_step_back) as thread:
-        work = thread.submit(measure, [(AES_GCM, True)], _AT_START_WITHIN_S, _TICKS_AT_START)
+        work = thread.submit(measure, [(AES_GCM, True)], _AT_START_WITHIN_S, _BLOCKS_AT_START)
         try:
             (found,) = await asyncio.wrap_future(work)
         except (OSError, VoiceError) as error:

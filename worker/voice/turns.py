@@ -1,8 +1,8 @@
 """The worker's spare time, given out in turns: what holds its loop for milliseconds must not outrun the pace.
 
 A TLS handshake takes the loop one to three milliseconds, an MLS operation two, or hundreds in a large group. The pace
-refills a budget after each tick that it built; work that was longer than its share is paid back by the next ticks. So
-whatever comes at once, and however slow the machine is just now, there is time to build between any two pieces of it.
+refills a budget every few ticks; work that was longer than its share is paid back by the next ones. So whatever comes
+at once, and however slow the machine is just now, there is time to build between any two pieces of it.
 
 A turn is a moment and not a place: whoever took one and waits for a server that never answers holds nobody up.
 
@@ -49,7 +49,7 @@ class Turns:
         return len(self._groups) + len(self._handshakes)
 
     def refill(self) -> None:
-        """Called by the pace when a tick is built."""
+        """Called by the pace when some ticks are built."""
         if self._budget_ns is not None:
             self._left_ns = min(self._budget_ns, self._left_ns + self._budget_ns)
             self._give()
