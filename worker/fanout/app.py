@@ -198,6 +198,7 @@ class FanoutWorker:
         last_seen_ns = self._clock.local.now_ns()
         beat_at_tick = turns_at_tick = 0
         while True:
+            self._sender.step_aside()
             now_ns = self._clock.now_ns()
             self._table.head[CLOCK_OFFSET_NS] = self._clock.offset_ns()
             local_ns = self._clock.local.now_ns()
@@ -224,7 +225,6 @@ class FanoutWorker:
                     self._renew_session_of(row)
                 self._freeze()
                 self._tell_priority()
-                self._sender.step_aside()
             await asyncio.sleep(((due + 1) * TICK_NS + _PAST_THE_TICK_NS - self._clock.now_ns()) / NS_PER_S)
 
     def _tell_priority(self) -> None:

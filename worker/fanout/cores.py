@@ -2,15 +2,15 @@
 
 The kernel wakes a real-time process on the core where it ran last, and is slow to move whom it preempts there. On two
 cores a worker was stopped by its own sender for as long as it ran itself, while others had the second core; so in a
-storm it could not catch up with its pace.
+storm it could not catch up with its pace. Now and then the kernel does move the sender: then the worker goes where it
+was.
 
-Source: sched(7), sched_setaffinity(2); proc(5), /proc/pid/stat field 39.
+Source: sched(7), sched_setaffinity(2).
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from shared.logs import get_logger
 
@@ -30,10 +30,9 @@ class Cores:
         self._chooses = len(self._all) > workers
         self._avoided: int | None = None
 
-    def keep_off(self, pid: int) -> None:
-        """Leave the core on which a process ran last to it and to others."""
-        core = _core_of(pid)
-        if self._chooses and core in self._all and core != self._avoided:
+    def keep_off(self, core: int) -> None:
+        """Leave a core to others."""
+        if core != self._avoided and self._chooses and core in self._all:
             self._use(core)
 
     def use_all(self) -> None:
@@ -48,11 +47,3 @@ class Cores:
         except OSError as error:  # it is forbidden, or this process was given other cores meanwhile
             get_logger().warning("cores.not_chosen", error=str(error))
             self._chooses, self._avoided = False, None
-
-
-def _core_of(pid: int) -> int | None:
-    """Where a process ran last; None when it is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[36])
-    except OSError:
-        return None

@@ -12,7 +12,7 @@ from collections import deque
 from shared.logs import get_logger
 from shared.settings import parse_clock_error
 from worker.fanout.cores import Cores
-from worker.fanout.rows import GRANTED, PRIORITY, SOCKETS, RowTable
+from worker.fanout.rows import GRANTED, PRIORITY, SENDER_CORE, SOCKETS, RowTable
 
 _FIRST_BACKOFF_S = 0.1
 _LONGEST_BACKOFF_S = 5.0
@@ -92,9 +92,11 @@ class SenderProcess:
         self._pass()
 
     def step_aside(self) -> None:
-        """Keep this process off the core of a sender that goes first; called now and then, as that may change."""
-        if self.pid is not None and self._table.counters[PRIORITY] == GRANTED:
-            self._cores.keep_off(self.pid)
+        """Keep this process off the core of a sender that goes first; called each tick, as the kernel may move it."""
+        process, counters = self._process, self._table.counters
+        # one that is started anew has all cores to choose from, and inherits ours
+        if process is not None and process.returncode is None and counters[PRIORITY] == GRANTED:
+            self._cores.keep_off(int(counters[SENDER_CORE]))
 
     def _unlink(self) -> None:
         if self._link is not None:
