@@ -28,7 +28,7 @@ _AT_ONCE = 100
 """Records changed in one script, so that Redis is never held up for long."""
 IDENTIFIES_PER_S = 100.0
 IDENTIFIES_AT_ONCE = 100
-"""Guilds that a worker is given. Handshakes have half of each tick of 20 ms, at 3 ms each (`worker/voice/turns.py`): of
+"""Guilds that a worker is given. Handshakes have half of the time, at 3 ms each (`worker/voice/turns.py`): of
 many more, most would wait with it, and behind the groups of calls that stand."""
 
 

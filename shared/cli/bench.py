@@ -151,7 +151,7 @@ def _costs(found: Capability) -> Table:
     table = Table(
         title=f"Microseconds of CPU per packet; guilds at {MEASURED_SHARE:.0%} of each of {found.cores:g} cores",
         title_justify="left",
-        caption="build, send: alone, with cold caches (lowest and highest tenth); worker, sender: as whole processes",
+        caption="build, send: alone, with cold caches (lowest and highest); worker, sender: as whole processes",
         caption_justify="left",
     )
     for name in (

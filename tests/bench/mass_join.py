@@ -14,8 +14,8 @@ Memory per guild is what the proportional sizes of worker and sender grew by, so
 memory that the kernel holds for sockets is not in it. With end-to-end encryption each guild is a voice channel with one
 other member, of whom there is no more than a key package.
 
-The reference is what libdave alone takes for its part of such a join, again and again in one process: no join with
-end-to-end encryption can be cheaper, on this machine at this time.
+The reference is what libdave alone takes for about its part of such a join, again and again in one process: so much of
+the cost is out of our hands, and it tells how fast the machine is just now.
 """
 
 from __future__ import annotations

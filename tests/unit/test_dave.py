@@ -500,7 +500,7 @@ def test_long_work_is_announced_by_what_it_is_expected_to_take() -> None:
     call.join(OTHER)
     member = ProductMember(US, CHANNEL, turns=Turns(None, announced.append))
     call.join(US, lambda *_: member)  # type: ignore[arg-type]
-    crowd = {OTHER, *map(str, range(100, 159))}
+    crowd = {OTHER, *map(str, range(100, 139))}
     member.dave.members(crowd)
     call.settle()
     assert member.ready

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt
+from numpy.typing import NDArray
 
 from shared.errors import VoiceError
 from shared.protocol.transport_crypto import AES_GCM, MODES, XCHACHA, open_packet
@@ -556,26 +558,32 @@ def built(rig: Rig, connection: Connection) -> list[int]:
     return sorted(int(tick) for tick in rig.table.due[:, connection.row] if tick >= START)
 
 
+def grown_in(rig: Rig, tick: int) -> NDArray[np.intp]:
+    """Packets that are built at a tick, per row."""
+    before = (rig.table.due >= START).sum(axis=0)
+    rig.builder.build(tick)
+    grown: NDArray[np.intp] = (rig.table.due >= START).sum(axis=0) - before
+    return grown
+
+
 def test_groups_of_rows_are_built_in_turns_a_block_at_a_time() -> None:
     """After the first time, each tick has its share of the work: another group of rows, for all ticks of a block."""
     rig = Rig(BLOCK_TICKS * ROWS_AT_ONCE)
-    lane = known_to(START + 1_000)
-    rig.builder.lanes.append(lane)
-    for number in range(rig.table.rows):
-        rig.builder.tune(rig.connect(ssrc=number, tuned=False).row, lane)
-    rig.builder.build(START)
-    turns = []
-    for tick in span(1, 2 * BLOCK_TICKS):
-        before = (rig.table.due >= START).sum(axis=0)
-        rig.builder.build(tick)
-        assert (rig.table.due[tick % RING_TICKS] == tick).all()
-        grown = ((rig.table.due >= START).sum(axis=0) - before).reshape(BLOCK_TICKS, ROWS_AT_ONCE)
-        (group,) = np.flatnonzero(grown.any(axis=1))
-        assert (grown[group] == BLOCK_TICKS).all()
-        turns.append(group)
-    assert turns[:BLOCK_TICKS] == turns[BLOCK_TICKS:]
-    assert sorted(turns[:BLOCK_TICKS]) == list(range(BLOCK_TICKS))
-    rig.table.close()
+    with closing(rig.table):
+        lane = known_to(START + 1_000)
+        rig.builder.lanes.append(lane)
+        for number in range(rig.table.rows):
+            rig.builder.tune(rig.connect(ssrc=number, tuned=False).row, lane)
+        rig.builder.build(START)
+        turns = []
+        for tick in span(1, 2 * BLOCK_TICKS):
+            grown = grown_in(rig, tick).reshape(BLOCK_TICKS, ROWS_AT_ONCE)
+            assert (rig.table.due[tick % RING_TICKS] == tick).all()
+            (group,) = np.flatnonzero(grown.any(axis=1))
+            assert (grown[group] == BLOCK_TICKS).all()
+            turns.append(group)
+        assert turns[:BLOCK_TICKS] == turns[BLOCK_TICKS:]
+        assert sorted(turns[:BLOCK_TICKS]) == list(range(BLOCK_TICKS))
 
 
 def test_few_rows_are_built_in_one_go(rig: Rig) -> None:
@@ -588,11 +596,31 @@ def test_few_rows_are_built_in_one_go(rig: Rig) -> None:
     rig.builder.build(START)
     grown = []
     for tick in span(1, 2 * BLOCK_TICKS):
-        before = [len(built(rig, connection)) for connection in connections]
-        rig.builder.build(tick)
-        grown.append({len(built(rig, one)) - count for one, count in zip(connections, before, strict=True)})
+        grown.append(set(grown_in(rig, tick).tolist()))
         assert all(one.must(tick).frame == b"frame %d" % tick for one in connections)
     assert sorted(grown, key=sum) == [{0}] * 6 + [{BLOCK_TICKS}] * 2
+
+
+def test_lanes_with_few_rows_each_take_turns(rig: Rig) -> None:
+    """A worker with as many broadcasts as guilds has the same work each tick, too."""
+    for number in range(BLOCK_TICKS):
+        lane = known_to(START + 1_000)
+        rig.builder.lanes.append(lane)
+        rig.builder.tune(rig.connect(ssrc=number, tuned=False).row, lane)
+    rig.builder.build(START)
+    for tick in span(1, 2 * BLOCK_TICKS):
+        assert sorted(grown_in(rig, tick).tolist()) == [0] * (ROWS - 1) + [BLOCK_TICKS]
+
+
+def test_rows_in_use_stay_the_lowest_however_many_come_and_go() -> None:
+    """Else a worker that guilds leave and join for days would have its few rows in all groups, and touch all memory."""
+    rig = Rig(8 * ROWS)
+    with closing(rig.table):
+        for number in range(20 * ROWS):
+            rig.builder.build(START + number * 60)  # what was given back rests for a second
+            connection = rig.connect(ssrc=number)
+            assert connection.row < ROWS
+            rig.builder.close(connection.row)
 
 
 def test_a_block_ends_where_nobody_knows_what_comes(rig: Rig) -> None:

@@ -28,6 +28,7 @@ from worker.fanout.rows import (
     DROPPED,
     GRANTED,
     PRIORITY,
+    REFUSED,
     RING_TICKS,
     SENDER_ERRNO,
     SENT,
@@ -322,7 +323,7 @@ async def test_a_killed_sender_is_started_anew_with_all_sockets(rig: Rig) -> Non
 async def test_a_worker_keeps_off_the_core_of_its_sender(rig: Rig) -> None:
     """It follows one that goes first from core to core; a sender that is started anew may use all of them.
 
-    A worker that has one core stays on it.
+    A worker that has one core stays on it, and one whose sender does not go first may use all.
     """
     await rig.start()
     rig.table.counters[PRIORITY] = GRANTED
@@ -331,6 +332,10 @@ async def test_a_worker_keeps_off_the_core_of_its_sender(rig: Rig) -> None:
             assert rig.sender.pid is not None
             os.sched_setaffinity(rig.sender.pid, {core})
             await until(partial(rig.worker_is_off, core))
+        rig.table.counters[PRIORITY] = REFUSED
+        rig.sender.step_aside()
+        assert os.sched_getaffinity(0) == CORES
+        rig.table.counters[PRIORITY] = GRANTED
         first = rig.sender.pid
         assert first is not None
         os.kill(first, signal.SIGKILL)

@@ -58,10 +58,10 @@ LATE_NS = (FAR_TICKS - 1) * TICK_NS
 """A pace that was held up for longer misses ticks, unless it was told beforehand and built further ahead."""
 _PAST_THE_TICK_NS = NS_PER_MS
 """The loop's timers count whole milliseconds and wake early: aimed at the tick itself, they would spin up to it."""
-_TURNS_EVERY_TICKS = 4
+_TURNS_EVERY_PASSES = 4
 """Handshakes and MLS find their code in the caches where several follow each other: a join took 6 % less."""
-SPARE_NS = _TURNS_EVERY_TICKS * TICK_NS // 2
-"""Half of a core at most goes into them."""
+SPARE_NS = _TURNS_EVERY_PASSES * TICK_NS // 2
+"""Half of a core at most goes into them, less where the pace is late: its passes are more than a tick apart then."""
 _BEAT_TICKS = RENEW_EVERY_MS * NS_PER_MS // TICK_NS
 _GC_THRESHOLDS = (20_000, 20, 50)
 """Connections live long and packets leave no garbage: collect rarely."""
@@ -196,7 +196,7 @@ class FanoutWorker:
         """Build each tick ahead of its time, and let the lease live from that."""
         builder = self._builder
         last_seen_ns = self._clock.local.now_ns()
-        beat_at_tick = turns_at_tick = 0
+        beat_at_tick = passes = 0
         while True:
             self._sender.step_aside()
             now_ns = self._clock.now_ns()
@@ -213,8 +213,8 @@ class FanoutWorker:
                 self._least_lead = min(self._least_lead, builder.playing_until - due)
             if not self._held_back:
                 self._build_until(due)
-            if due >= turns_at_tick:
-                turns_at_tick = due + _TURNS_EVERY_TICKS
+            passes += 1
+            if not passes % _TURNS_EVERY_PASSES:
                 self._voice.turns.refill()
             if due >= beat_at_tick:
                 beat_at_tick = due + _BEAT_TICKS

@@ -1,8 +1,8 @@
 """Builds the packets of all rows ahead of time, straight into the shared memory.
 
-A row is built a block of ticks at a time, and at each tick it is another part of the rows: so a connection's state is
-fetched from memory once for several packets. What is the same for many is done for all of them at once in numpy; per
-packet remain its encryptions. Building creates nothing that outlives it.
+A row is built a block of ticks at a time, and at each tick it is the turn of other groups of rows: so a connection's
+state is fetched from memory once for several packets. What is the same for many is done for all of them at once in
+numpy; per packet remain its encryptions. Building creates nothing that outlives it.
 
 Source: design section 3, "Building"; RFC 3550 section 5.1.
 """
@@ -15,6 +15,8 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +61,7 @@ class Lane:
         frame_at: what is played when.
         known_until: of the ticks from one to another, the last up to which it is certain what is played; the first one
             is played in any case.
+        phase: moves the ticks at which it is built: where many lanes have few rows each, they take turns.
     """
 
     frame_at: FrameAt
@@ -66,6 +69,7 @@ class Lane:
     rows: set[int] = field(default_factory=set)
     changed: bool = True
     numbers: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
+    phase: int = field(default_factory=count().__next__)
 
 
 class Builder:
@@ -97,7 +101,8 @@ class Builder:
         """Rows that are built again from a tick on, as soon as there is time for that."""
         self._scratch = Scratch()
         self._lane_of: dict[int, Lane] = {}
-        self._free = deque(range(rows))
+        self._free = list(range(rows))
+        """The lowest is taken first: the rows in use stay few groups, and what memory was never touched stays so."""
         self._resting: deque[tuple[int, int]] = deque()
         self._slot_loads = [0] * SLOTS
         self._socket_slot_loads: dict[int, list[int]] = {}
@@ -127,7 +132,7 @@ class Builder:
         """
         if not self._free:
             raise VoiceError("all rows of this worker are in use", code=ErrorCode.INTERNAL_ERROR)
-        row = self._free.popleft()
+        row = heappop(self._free)
         self.rows_opened += 1
         slot_loads = self._socket_slot_loads.setdefault(target.socket_number, [0] * SLOTS)
         slot = choose_slot(self._slot_loads, slot_loads)
@@ -280,7 +285,7 @@ class Builder:
         last_tick = first_tick if last_tick is None else last_tick
         self._begin_tick, self.last_tick = first_tick if begin_tick is None else begin_tick, last_tick
         while self._resting and self._resting[0][0] <= last_tick:
-            self._free.append(self._resting.popleft()[1])
+            heappush(self._free, self._resting.popleft()[1])
         for row, tick in self._redo.items():
             self._take_back(row, max(tick, self._begin_tick))
         self._redo.clear()
@@ -306,9 +311,9 @@ class Builder:
         frames = [lane.frame_at(tick) for tick in range(first_tick, known + 1)]
         begins, goes_on = self._begins[rows], self._built_until[rows] + 1
         starts = np.maximum(goes_on, np.where(begins, self._begin_tick, first_tick))
-        # Groups of rows end their blocks at ticks of their own: each tick has its share of the work, and few rows make
-        # no more than one piece of it. Such a piece finds nothing in the caches: it costs a hundred packets to begin.
-        ends = np.minimum(goal + (rows // ROWS_AT_ONCE - goal) % BLOCK_TICKS, known)
+        # Groups of rows end their blocks at ticks of their own: of thousands each tick has its share, and few rows make
+        # no more than one piece of work. Such a piece finds nothing in the caches: to begin costs a hundred packets.
+        ends = np.minimum(goal + (rows // ROWS_AT_ONCE + lane.phase - goal) % BLOCK_TICKS, known)
         possible = starts <= ends
         if not possible.all():  # who begins does so later than it is known what is played
             if possible.any():

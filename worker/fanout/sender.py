@@ -232,7 +232,7 @@ class Sender:
     def run(self) -> None:
         """Send until told to stop."""
         table = self._table
-        table.counters[SENDER_CORE] = _libc.sched_getcpu()
+        table.counters[SENDER_CORE] = _libc.sched_getcpu() + 1
         table.counters[PRIORITY] = GRANTED if _go_first() else REFUSED
         now_ns = self._clock.now_ns() + int(table.head[CLOCK_OFFSET_NS])
         tick, slot = now_ns // TICK_NS + 1, 0
@@ -269,7 +269,7 @@ class Sender:
             if slot == SLOTS:
                 slot = 0
                 tick += 1
-                table.counters[SENDER_CORE] = _libc.sched_getcpu()
+                table.counters[SENDER_CORE] = _libc.sched_getcpu() + 1
                 table.counters[SENDER_CPU_NS] = time.process_time_ns()
                 if not tick % _RECEIVE_EVERY_TICKS:
                     self._receive_sockets()  # also those that no row names yet, so that the worker never waits

@@ -93,10 +93,11 @@ class SenderProcess:
 
     def step_aside(self) -> None:
         """Keep this process off the core of a sender that goes first; called each tick, as the kernel may move it."""
-        process, counters = self._process, self._table.counters
-        # one that is started anew has all cores to choose from, and inherits ours
-        if process is not None and process.returncode is None and counters[PRIORITY] == GRANTED:
-            self._cores.keep_off(int(counters[SENDER_CORE]))
+        counters = self._table.counters
+        if counters[PRIORITY] == GRANTED and counters[SENDER_CORE]:
+            self._cores.keep_off(int(counters[SENDER_CORE]) - 1)
+        else:
+            self._cores.use_all()
 
     def _unlink(self) -> None:
         if self._link is not None:

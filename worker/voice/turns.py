@@ -1,7 +1,7 @@
 """The worker's spare time, given out in turns: what holds its loop for milliseconds must not outrun the pace.
 
 A TLS handshake takes the loop one to three milliseconds, an MLS operation two, or hundreds in a large group. The pace
-refills a budget every few ticks; work that was longer than its share is paid back by the next ones. So whatever comes
+refills a budget every few passes; work that was longer than its share is paid back by the next ones. So whatever comes
 at once, and however slow the machine is just now, there is time to build between any two pieces of it.
 
 A turn is a moment and not a place: whoever took one and waits for a server that never answers holds nobody up.
@@ -20,8 +20,9 @@ _HANDSHAKE_NS = 3_000_000
 """Charged for opening a connection: TLS, WebSocket and the messages until there is a key."""
 _MOST_OWED_NS = 500_000_000
 """More than this was no work but a process that stood still: nobody shall wait for that."""
-_ANNOUNCED_NS = 80_000_000
-"""Work of this length is announced: what is known is built 120 ms ahead at least, and the pace needs some of that."""
+_ANNOUNCED_NS = 50_000_000
+"""Work of this length is announced: what is known is built 120 ms ahead at least, and the pace and the answers to all
+the handshakes of a budget need some of that."""
 _GROUPS_PER_HANDSHAKE = 4
 """So many go ahead of a handshake that waits: calls that stand come first, but not for ever."""
 
@@ -49,7 +50,7 @@ class Turns:
         return len(self._groups) + len(self._handshakes)
 
     def refill(self) -> None:
-        """Called by the pace when some ticks are built."""
+        """Called by the pace after some of its passes."""
         if self._budget_ns is not None:
             self._left_ns = min(self._budget_ns, self._left_ns + self._budget_ns)
             self._give()
