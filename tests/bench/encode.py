@@ -5,7 +5,8 @@
 CPU of the encode worker and its children over windows of steady play, when the lead has been published: a source then
 gives out a second of programme each second. First one source, with more and more guilds tuned to it, of which it knows
 nothing: what grows there is what everything else on the same machine does to caches and clock. Then, in a pool of its
-own, more and more sources with a guild each. Medians of several windows, in percent of a core for each source.
+own, more and more sources with a guild each. Medians of several windows, in percent of a core for each source. A window
+is the whole programme once: some parts of it take twice the work of others.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 from tests.bench.pool import BenchPool, descendants
 from tests.bench.processes import exact_cpu_ns
 from tests.bench.results import Median, save, table
-from tests.media.make_programme import PROGRAMME
+from tests.media.make_programme import DURATION_S, PROGRAMME
 
 LEAD_MS = 1_000
 GUILDS, SOURCES = (1, 100, 1_000), (1, 4, 16)
@@ -120,8 +121,10 @@ def _draw(by_guilds: dict[int, list[float]], by_sources: dict[int, list[float]],
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--guilds", type=int, default=GUILDS[-1], help="most guilds of one source")
-    parser.add_argument("--windows", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--windows", type=int, default=2)
+    parser.add_argument(
+        "--seconds", type=float, default=DURATION_S, help="of a window; all of the programme if not given"
+    )
     options = parser.parse_args()
     guilds = [number for number in GUILDS if number < options.guilds] + [options.guilds]
     measured = partial(measure, windows=options.windows, window_s=options.seconds)
