@@ -616,11 +616,15 @@ def test_rows_in_use_stay_the_lowest_however_many_come_and_go() -> None:
     """Else a worker that guilds leave and join for days would have its few rows in all groups, and touch all memory."""
     rig = Rig(8 * ROWS)
     with closing(rig.table):
-        for number in range(20 * ROWS):
-            rig.builder.build(START + number * 60)  # what was given back rests for a second
-            connection = rig.connect(ssrc=number)
-            assert connection.row < ROWS
-            rig.builder.close(connection.row)
+        held = [rig.connect(ssrc=number).row for number in range(2 * ROWS)]
+        for number in range(20):
+            gone = held[number % 3 :: 3]
+            for row in reversed(gone):
+                rig.builder.close(row)
+            rig.builder.build(START + number * 60)
+            rig.builder.build(START + number * 60 + 59)  # what was given back rests for a second
+            assert [rig.connect(ssrc=1).row for _ in gone] == gone
+        assert held == list(range(2 * ROWS))
 
 
 def test_a_block_ends_where_nobody_knows_what_comes(rig: Rig) -> None:

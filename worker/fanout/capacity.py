@@ -8,7 +8,7 @@ the machine. Before each step other memory is written, so that what is measured 
 worker with a thousand guilds nothing stays in them for 20 ms. CPU of the thread, medians, so that whoever else is at
 work on the machine, and the other workers that measure at the same moment, matter little.
 
-The rest of both processes is a factor on top: it was found with a worker that played to 1,000 guilds.
+The rest of both processes is a factor on top: it was found with workers that played to 1,000 and 2,000 guilds.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _HEAD_WORDS = 8
 # words of the sender's counters
 SENT, DROPPED, SKIPPED, SENDER_CPU_NS, SENDER_ERRNO, PRIORITY, SENDER_CORE = 0, 1, 2, 3, 4, 5, 6
 GRANTED, REFUSED = 1, 2
-"""What became of the sender's wish for real-time priority. SENDER_CORE: that it is on, plus one; 0 where unknown."""
+"""What became of the sender's wish for real-time priority. SENDER_CORE: where it runs, plus one; 0: unknown."""
 _COUNTER_WORDS = 8
 
 HEAD = np.dtype(
