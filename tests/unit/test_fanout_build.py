@@ -890,27 +890,27 @@ def test_what_was_in_place_in_time_is_not_counted_as_skipped(rig: Rig) -> None:
 def test_many_rows_of_one_block_have_their_own_packets(mode: str, protected: bool) -> None:
     """Frames of all sizes, silence among them, and one row whose encryption fails: nobody gets what is another's."""
     rig = Rig(rows=19)
-    frames = [b"first", SILENCE, b"the third one", b"4th"]
-    rig.frames.update({START + number: frame for number, frame in enumerate(frames)})
-    connections = [rig.connect(mode, ssrc=number) for number in range(19)]
-    broken = 11
+    with closing(rig.table):
+        frames = [b"first", SILENCE, b"the third one", b"4th"]
+        rig.frames.update({START + number: frame for number, frame in enumerate(frames)})
+        connections = [rig.connect(mode, ssrc=number) for number in range(19)]
+        broken = 11
 
-    def protect_of(number: int) -> Callable[[bytes], bytes | None]:
-        return lambda frame: None if number == broken else b"%d" % 10**number + frame
+        def protect_of(number: int) -> Callable[[bytes], bytes | None]:
+            return lambda frame: None if number == broken else b"%d" % 10**number + frame
 
-    if protected:
+        if protected:
+            for number, connection in enumerate(connections):
+                rig.builder.protect(connection.row, protect_of(number))
+        rig.builder.build(START, START + 3)
         for number, connection in enumerate(connections):
-            rig.builder.protect(connection.row, protect_of(number))
-    rig.builder.build(START, START + 3)
-    for number, connection in enumerate(connections):
-        for tick, frame in zip(span(0, 4), frames, strict=True):
-            packet = connection.must(tick)
-            wanted = frame
-            if protected and frame != SILENCE:
-                wanted = protect_of(number)(frame) or SILENCE
-            assert (packet.frame, packet.ssrc, packet.counter) == (wanted, number, tick - START + 1)
-    assert rig.builder.unprotected == (3 if protected else 0)
-    rig.table.close()
+            for tick, frame in zip(span(0, 4), frames, strict=True):
+                packet = connection.must(tick)
+                wanted = frame
+                if protected and frame != SILENCE:
+                    wanted = protect_of(number)(frame) or SILENCE
+                assert (packet.frame, packet.ssrc, packet.counter) == (wanted, number, tick - START + 1)
+        assert rig.builder.unprotected == (3 if protected else 0)
 
 
 def test_new_keys_cost_no_packet_where_it_is_built_in_steps(rig: Rig) -> None:

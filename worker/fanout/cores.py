@@ -36,7 +36,7 @@ class Cores:
             self._use(core)
 
     def use_all(self) -> None:
-        """Before a process is started that has a choice of its own."""
+        """Where nobody has to be kept off, and before a process is started that has a choice of its own."""
         if self._avoided is not None:
             self._use(None)
 

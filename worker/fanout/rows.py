@@ -29,9 +29,11 @@ _PAGE = mmap.PAGESIZE
 CLOCK_OFFSET_NS, SOCKETS = 0, 1
 _HEAD_WORDS = 8
 # words of the sender's counters
-SENT, DROPPED, SKIPPED, SENDER_CPU_NS, SENDER_ERRNO, PRIORITY, SENDER_CORE = 0, 1, 2, 3, 4, 5, 6
+SENT, DROPPED, SKIPPED, SENDER_CPU_NS, SENDER_ERRNO, PRIORITY = 0, 1, 2, 3, 4, 5
+SENDER_CORE = 6
+"""Number of the core that the sender runs on, plus one; 0 while it is not known."""
 GRANTED, REFUSED = 1, 2
-"""What became of the sender's wish for real-time priority. SENDER_CORE: where it runs, plus one; 0: unknown."""
+"""What became of the sender's wish for real-time priority."""
 _COUNTER_WORDS = 8
 
 HEAD = np.dtype(
