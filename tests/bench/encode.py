@@ -26,11 +26,11 @@ from tests.bench.processes import exact_cpu_ns
 from tests.bench.results import Median, save, table
 from tests.media.make_programme import DURATION_S, PROGRAMME
 
-LEAD_MS = 1_000
+LEAD_MS = 10_000
 GUILDS, SOURCES = (1, 100, 1_000), (1, 4, 16)
 _SOURCES_AT_MOST = 64
 """The capacity of a worker holds for sources, too."""
-_LEAD_THERE_AFTER_S = 2.0
+_LEAD_THERE_AFTER_S = 6.0
 _ON_AIR_WITHIN_S = 60.0
 _POLL_S = 0.1
 

@@ -123,6 +123,22 @@ async def test_a_source_shorter_than_the_start_is_played_whole(air: Air) -> None
     assert ("playing", "", "") in air.told
 
 
+async def test_the_lead_of_a_file_is_filled_up_a_tenth_at_a_time(air: Air) -> None:
+    """A publisher sleeps while a second of 10 is used up, then publishes that second at once; never beyond the lead."""
+    want = air.want(clip(air.media, 20.0), run=next(_runs), term=10, lead_ms=10_000)
+    run = air.start(want)
+    entries = await air.until_frames(want, 500)
+    pauses = 0
+    async with asyncio.timeout(PATIENCE_S):
+        while pauses < 3:
+            before_ns = time.monotonic_ns()
+            more = await air.until_frames(want, sum(len(entry.packets) for entry in entries) + 1)
+            assert run.epoch_us + more[-1].first_index * TICK_US <= air.clock.now_us() + 10_000_000
+            pauses += time.monotonic_ns() - before_ns > NS_PER_S // 2
+            entries = more
+    assert_contiguous(entries)
+
+
 async def test_a_takeover_goes_on_where_the_last_entry_ended(air: Air) -> None:
     """Another encoder under a higher term continues index, position and epoch, and voids nothing."""
     name = clip(air.media, 8.0)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from shared.clock import NS_PER_MS, NS_PER_US, CommonClock
+from shared.clock import NS_PER_MS, NS_PER_S, NS_PER_US, CommonClock
 from shared.errors import ErrorCode, Fenced, GuildcastError, SourceError, StoreError
 from shared.logs import get_logger
 from shared.schema.frame_entry import FRAMES_PER_ENTRY, TICK_US, Flags, FrameEntry
@@ -29,6 +29,10 @@ START_FRAMES = 25
 CUT_AHEAD_NS = 200 * NS_PER_MS
 """A cut, a start or a return lies this far ahead, so that every worker knows of it in time."""
 MARK_AHEAD_NS = 100 * NS_PER_MS
+_REFILL_PART = 10
+_LONGEST_REFILL_MS = 1_000
+"""The lead of a file is filled up when a tenth of it is used, at most a second: to wake for each single entry, with its
+code out of the caches by then, cost as much as encoding does."""
 SOURCE_TRIES = 5
 _BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 8.0
@@ -356,9 +360,11 @@ class SourceRun:
                 return
 
     async def _until_lead(self) -> None:
-        wait_ns = self._time_ns(self._next_index) - self._lead_ms * NS_PER_MS - self._clock.now_ns()
+        lead_ms = self._lead_ms
+        wait_ns = self._time_ns(self._next_index) - lead_ms * NS_PER_MS - self._clock.now_ns()
         if wait_ns > 0:
-            await asyncio.sleep(wait_ns / 1e9)
+            refill_ms = 0 if self._live else min(lead_ms // _REFILL_PART, _LONGEST_REFILL_MS)
+            await asyncio.sleep((wait_ns + refill_ms * NS_PER_MS) / NS_PER_S)
 
     async def _finished(self, reason: str, error: SourceError | None) -> None:
         """Tell the end when listeners have heard it, not when it is published."""
