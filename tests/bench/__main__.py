@@ -12,7 +12,10 @@ import subprocess
 import sys
 import time
 
-ITEMS = ("fanout", "peers", "seal", "pace", "without_sender", "skew", "mass_join", "encode", "redis_load", "latency")
+ITEMS = (
+    *("fanout", "broadcasts", "peers", "seal", "pace", "without_sender", "skew", "mass_join", "encode", "redis_load"),
+    "latency",
+)
 ON_DEMAND = ("receive", "soak")
 
 

@@ -152,8 +152,8 @@ class BenchPool:
         names = [(str(3 * 10**17 + n), str(4 * 10**17 + n)) for n in range(first, first + guilds)]
         return await self.discord.issue(names, kind=kind, ghosts=ghosts, members=members)
 
-    async def join(self, voices: Sequence[Voice], broadcast: str = "bench") -> None:
-        """Have guilds joined and tuned."""
+    async def join(self, voices: Sequence[Voice], *broadcasts: str) -> None:
+        """Have guilds joined and tuned to these broadcasts in turns; without one, to that of `broadcast`."""
         await self.jobs(
             [
                 {
@@ -163,7 +163,7 @@ class BenchPool:
                     "broadcast": broadcast,
                     "voice": {name: getattr(voice, name) for name in ("user_id", "session_id", "token", "endpoint")},
                 }
-                for voice in voices
+                for voice, broadcast in zip(voices, itertools.cycle(broadcasts or ["bench"]), strict=False)
             ]
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.protocol.transport_crypto import MODES
-from tests.bench import fanout, receive, seal
+from tests.bench import broadcasts, fanout, receive, seal
 
 
 @pytest.mark.parametrize("listen_every", [1, 2])
@@ -16,6 +16,13 @@ async def test_fanout_bench_gives_figures_for_product_and_floor(listen_every: in
     for cell in cells:
         assert min(cell.worker_us[0], cell.sender_us[0], cell.floor_inside_us[0]) > 0
         assert cell.floor_us[0] >= cell.floor_inside_us[0]
+
+
+async def test_broadcasts_bench_gives_figures_for_worker_and_sender() -> None:
+    """Guilds that hear two broadcasts in turns are all heard, and cost both processes something."""
+    cost = await broadcasts.measure(3, 2, windows=2, window_s=0.5, settle_s=0)
+    assert len(cost.both_us) == 2
+    assert min(*cost.worker_us, *cost.sender_us) > 0
 
 
 async def test_receive_bench_gives_figures_for_each_mode() -> None:

@@ -488,7 +488,7 @@ async def test_what_waits_for_its_turn_outlives_the_websocket() -> None:
     waiting.cancel()
     await asyncio.wait([waiting])
     for _ in range(5):
-        turns.refill()
+        turns.passed()
     assert [op for op, _ in member.resume()] == [26]
     assert member.heartbeat() == []
 

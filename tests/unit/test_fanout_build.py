@@ -601,6 +601,48 @@ def test_few_rows_are_built_in_one_go(rig: Rig) -> None:
     assert sorted(grown, key=sum) == [{0}] * 6 + [{BLOCK_TICKS}] * 2
 
 
+def test_rows_of_a_lane_are_built_together_however_they_lie_among_those_of_others() -> None:
+    """Guilds of four broadcasts that joined in turns: each lane is one piece of work, and each tick has one of them."""
+    rig = Rig(BLOCK_TICKS * ROWS_AT_ONCE)
+    with closing(rig.table):
+        lanes = [known_to(START + 1_000) for _ in range(BLOCK_TICKS)]
+        rig.builder.lanes += lanes
+        for number in range(rig.table.rows):
+            row = rig.connect(ssrc=number, tuned=False).row
+            rig.builder.tune(row, lanes[number % BLOCK_TICKS])
+        rig.builder.build(START)
+        turns = []
+        for tick in span(1, BLOCK_TICKS):
+            grown = grown_in(rig, tick).reshape(ROWS_AT_ONCE, BLOCK_TICKS)
+            (turn,) = np.flatnonzero(grown.any(axis=0))
+            assert (grown[:, turn] == BLOCK_TICKS).all()
+            turns.append(turn)
+        assert sorted(turns) == list(range(BLOCK_TICKS))
+
+
+def test_whoever_leaves_a_lane_moves_nobody_to_another_group() -> None:
+    """A row that changes its group is built apart from the others, a few ticks at a time."""
+    rig = Rig(2 * ROWS_AT_ONCE)
+    with closing(rig.table):
+        lane = known_to(START + 1_000)
+        rig.builder.lanes.append(lane)
+        rows = [rig.connect(ssrc=number, tuned=False).row for number in range(rig.table.rows)]
+        for row in rows:
+            rig.builder.tune(row, lane)
+        rig.builder.build(START)
+        before = dict(zip(lane.rows.tolist(), lane.groups.tolist(), strict=True))
+        for row in rows[: ROWS_AT_ONCE // 2]:
+            rig.builder.close(row)
+        rig.builder.build(START + 1)
+        assert dict(zip(lane.rows.tolist(), lane.groups.tolist(), strict=True)) == {
+            row: before[row] for row in rows[ROWS_AT_ONCE // 2 :]
+        }
+        rig.builder.tune(rows[-1], None)
+        rig.builder.tune(rows[-1], lane)
+        rig.builder.build(START + 2)
+        assert lane.groups[-1] == 0
+
+
 def test_lanes_with_few_rows_each_take_turns(rig: Rig) -> None:
     """A worker with as many broadcasts as guilds has the same work each tick, too."""
     for number in range(BLOCK_TICKS):

@@ -15,8 +15,8 @@ MS = 1_000_000
 class Bench:
     """Many who want a turn, and the order in which they had it."""
 
-    def __init__(self, budget_ns: int | None) -> None:
-        self.turns = Turns(budget_ns)
+    def __init__(self, budget_ns: int | None, every_passes: int = 1) -> None:
+        self.turns = Turns(budget_ns, every_passes=every_passes)
         self.had: list[str] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -57,7 +57,7 @@ async def test_a_budget_is_given_out_and_no_more(bench: Bench) -> None:
         bench.want(str(number), bench.turns.handshake)
     assert await bench.settle() == ["0", "1", "2", "3"]
     assert await bench.settle() == []
-    bench.turns.refill()
+    bench.turns.passed()
     assert await bench.settle() == ["4", "5", "6"]
     assert bench.turns.waiting == 2
 
@@ -68,9 +68,9 @@ async def test_long_work_is_paid_back(bench: Bench) -> None:
     bench.want("next", bench.turns.group, spends_ns=1 * MS)
     assert await bench.settle() == ["long"]
     for _ in range(2):
-        bench.turns.refill()
+        bench.turns.passed()
         assert await bench.settle() == []
-    bench.turns.refill()
+    bench.turns.passed()
     assert await bench.settle() == ["next"]
 
 
@@ -81,17 +81,30 @@ async def test_calls_that_stand_come_before_new_ones(bench: Bench) -> None:
     await bench.settle()
     bench.want("group", bench.turns.group, spends_ns=MS)
     await bench.settle()
-    bench.turns.refill()
+    bench.turns.passed()
     assert (await bench.settle())[0] == "group"
 
 
 async def test_a_budget_does_not_pile_up(bench: Bench) -> None:
     """A quiet minute is no reason for a burst."""
     for _ in range(3_000):
-        bench.turns.refill()
+        bench.turns.passed()
     for number in range(20):
         bench.want(str(number), bench.turns.handshake)
     assert len(await bench.settle()) == 4
+
+
+async def test_work_that_waits_is_done_together_at_every_fourth_pass() -> None:
+    """A pace whose passes are late gives out less in a second, and what came in between follows each other."""
+    bench = Bench(10 * MS, every_passes=4)
+    for number in range(8):
+        bench.want(str(number), bench.turns.handshake)
+    had = [await bench.settle()]
+    for _ in range(8):
+        bench.turns.passed()
+        had.append(await bench.settle())
+    assert had == [["0", "1", "2", "3"], [], [], [], ["4", "5", "6"], [], [], [], ["7"]]
+    await bench.close()
 
 
 async def test_who_gives_up_his_turn_holds_up_nobody(bench: Bench) -> None:
@@ -103,7 +116,7 @@ async def test_who_gives_up_his_turn_holds_up_nobody(bench: Bench) -> None:
     last = bench.want("last", bench.turns.handshake)
     await bench.settle()
     waiting[1].cancel()
-    bench.turns.refill()  # the first has his turn and has not woken yet
+    bench.turns.passed()  # the first has his turn and has not woken yet
     waiting[0].cancel()
     waiting[2].cancel()
     assert "last" in await bench.settle()
@@ -117,7 +130,7 @@ async def test_calls_that_stand_do_not_hold_up_new_ones_for_ever(bench: Bench) -
     bench.want("handshake", bench.turns.handshake)
     had: list[str] = []
     for _ in range(8):
-        bench.turns.refill()
+        bench.turns.passed()
         had += await bench.settle()
     assert "handshake" in had
 
@@ -128,7 +141,7 @@ async def test_a_process_that_stood_still_owes_little(bench: Bench) -> None:
     bench.want("next", bench.turns.group)
     await bench.settle()
     for _ in range(51):
-        bench.turns.refill()
+        bench.turns.passed()
     assert await bench.settle() == ["next"]
 
 
@@ -152,6 +165,6 @@ async def test_long_work_is_announced_when_its_turn_has_come() -> None:
     await asyncio.sleep(0)
     assert announced == [300_000_000]
     for _ in range(3):
-        turns.refill()
+        turns.passed()
     await waiting
     assert announced == [300_000_000, 100_000_000]

@@ -112,7 +112,7 @@ class FanoutWorker:
         http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
         )
-        turns = Turns(SPARE_NS, self._build_far)
+        turns = Turns(SPARE_NS, self._build_far, every_passes=_TURNS_EVERY_PASSES)
         self._voice = VoiceShared(http, tls, turns, dave_required=settings.dave_required)
         self._wants: Mapping[str, GuildWant] = {}
         self._refused: dict[str, int] = {}
@@ -196,7 +196,7 @@ class FanoutWorker:
         """Build each tick ahead of its time, and let the lease live from that."""
         builder = self._builder
         last_seen_ns = self._clock.local.now_ns()
-        beat_at_tick = passes = 0
+        beat_at_tick = 0
         while True:
             self._sender.step_aside()
             now_ns = self._clock.now_ns()
@@ -213,9 +213,7 @@ class FanoutWorker:
                 self._least_lead = min(self._least_lead, builder.playing_until - due)
             if not self._held_back:
                 self._build_until(due)
-            passes += 1
-            if not passes % _TURNS_EVERY_PASSES:
-                self._voice.turns.refill()
+            self._voice.turns.passed()
             if due >= beat_at_tick:
                 beat_at_tick = due + _BEAT_TICKS
                 stats = self._stats()
@@ -410,7 +408,7 @@ class FanoutWorker:
             self._programme(broadcast)
         for broadcast, programme in list(self._programmes.items()):
             programme.guilds = tuned[broadcast]
-            if not programme.guilds and not programme.lane.rows:
+            if not programme.guilds and not programme.lane.places:
                 del self._programmes[broadcast]
                 self._builder.lanes.remove(programme.lane)
                 self._keep(asyncio.create_task(programme.close()))

@@ -62,14 +62,37 @@ class Lane:
         known_until: of the ticks from one to another, the last up to which it is certain what is played; the first one
             is played in any case.
         phase: moves the ticks at which it is built: where many lanes have few rows each, they take turns.
+        places: of its rows. The lowest that is free is taken, and kept: groups are few, however the rows of several
+            lanes lie among each other, and whoever leaves moves nobody to another group.
+        rows: sorted, as of the last `settle`.
+        groups: of each of `rows`: those whose places are the first 256, the next, and so on.
     """
 
     frame_at: FrameAt
     known_until: Callable[[int, int], int] = lambda first, _last: first
-    rows: set[int] = field(default_factory=set)
-    changed: bool = True
-    numbers: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
     phase: int = field(default_factory=count().__next__)
+    places: dict[int, int] = field(default_factory=dict)
+    rows: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
+    groups: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
+    _free: list[int] = field(default_factory=list)
+    _changed: bool = False
+
+    def add(self, row: int) -> None:
+        self.places[row] = heappop(self._free) if self._free else len(self.places)
+        self._changed = True
+
+    def remove(self, row: int) -> None:
+        heappush(self._free, self.places.pop(row))
+        self._changed = True
+
+    def settle(self) -> None:
+        """Bring `rows` and `groups` up to date."""
+        if self._changed:
+            self._changed = False
+            rows = np.fromiter(self.places, np.intp, len(self.places))
+            places = np.fromiter(self.places.values(), np.intp, len(self.places))
+            order = np.argsort(rows)
+            self.rows, self.groups = rows[order], places[order] // ROWS_AT_ONCE
 
 
 class Builder:
@@ -183,7 +206,7 @@ class Builder:
 
     def revise(self, lane: Lane, first_tick: int) -> None:
         """What a lane plays from a tick on is not what it was: build again what is built of that and not sent yet."""
-        rows = lane.numbers[self._built_until[lane.numbers] >= first_tick]
+        rows = lane.rows[self._built_until[lane.rows] >= first_tick]
         for row in rows.tolist():
             self._redo[row] = min(first_tick, self._redo.get(row, first_tick))
 
@@ -227,10 +250,8 @@ class Builder:
         if before is after:
             return
         if before is not None:
-            before.rows.discard(row)
-            before.changed = True
-        after.rows.add(row)
-        after.changed = True
+            before.remove(row)
+        after.add(row)
         self._lane_of[row] = after
         if lane is None:
             self._redo[row] = 0  # the end begins as soon as there is time for it
@@ -246,8 +267,7 @@ class Builder:
         """Take a row back at once; what is built and not sent yet is void."""
         lane = self._lane_of.pop(row, None)
         if lane is not None:
-            lane.rows.discard(row)
-            lane.changed = True
+            lane.remove(row)
         self._void(row)
         self._redo.pop(row, None)
         slot, number = self.slot_of(row), int(self._table.socket[row])
@@ -292,32 +312,34 @@ class Builder:
         self._over_ticks = self._late_ticks = 0
         goals: list[int] = []
         for lane in (*self.lanes, self._leaving):
-            if lane.changed:
-                lane.numbers = np.fromiter(sorted(lane.rows), np.intp, len(lane.rows))
-                lane.changed = False
+            lane.settle()
             known = lane.known_until(last_tick, max(last_tick, far_tick) + BLOCK_TICKS - 1)
             goal = max(last_tick, min(far_tick, known))
-            behind = lane.numbers[self._built_until[lane.numbers] < goal]
-            begins = self._begins[behind]
-            for rows in (behind[begins], behind[~begins]):  # who begins has the least time
-                if len(rows):
-                    self._build_lane(lane, rows, first_tick, goal, known)
-            if lane is not self._leaving and (self._owed_silence[lane.numbers] > 0).any():
+            behind = self._built_until[lane.rows] < goal
+            begins = self._begins[lane.rows]
+            for some in (behind & begins, behind & ~begins):  # who begins has the least time
+                if some.any():
+                    self._build_lane(lane, some, first_tick, goal, known)
+            if lane is not self._leaving and (self._owed_silence[lane.rows] > 0).any():
                 goals.append(goal)
         self.playing_until = min(goals, default=last_tick)
         self.ticks_skipped += self._over_ticks + self._late_ticks
 
-    def _build_lane(self, lane: Lane, rows: NDArray[np.intp], first_tick: int, goal: int, known: int) -> None:
+    def _build_lane(self, lane: Lane, behind: NDArray[np.bool_], first_tick: int, goal: int, known: int) -> None:
+        """Build those of a lane's rows that are behind the goal."""
+        rows = lane.rows[behind]
         frames = [lane.frame_at(tick) for tick in range(first_tick, known + 1)]
         begins, goes_on = self._begins[rows], self._built_until[rows] + 1
         starts = np.maximum(goes_on, np.where(begins, self._begin_tick, first_tick))
         # Groups of rows end their blocks at ticks of their own: of thousands each tick has its share, and few rows make
         # no more than one piece of work. Such a piece finds nothing in the caches: to begin costs a hundred packets.
-        ends = np.minimum(goal + (rows // ROWS_AT_ONCE + lane.phase - goal) % BLOCK_TICKS, known)
+        ends = np.minimum(goal + (lane.groups[behind] + lane.phase - goal) % BLOCK_TICKS, known)
         possible = starts <= ends
         if not possible.all():  # who begins does so later than it is known what is played
             if possible.any():
-                self._build_lane(lane, rows[possible], first_tick, goal, known)
+                behind = behind.copy()
+                behind[behind] = possible
+                self._build_lane(lane, behind, first_tick, goal, known)
             return
         on_air = self._owed_silence[rows] > 0  # where nothing is heard, nothing is skipped
         self._built_until[rows] = ends

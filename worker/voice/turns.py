@@ -33,11 +33,16 @@ class Turns:
     Args:
         budget_ns: loop time per refill; None: without limit.
         announce: told how long the loop is about to be held up, where that is long.
+        every_passes: passes of the pace from one refill to the next.
     """
 
-    def __init__(self, budget_ns: int | None, announce: Callable[[int], None] = lambda _ns: None) -> None:
+    def __init__(
+        self, budget_ns: int | None, announce: Callable[[int], None] = lambda _ns: None, *, every_passes: int = 1
+    ) -> None:
         self._budget_ns = budget_ns
         self._announce = announce
+        self._every_passes = every_passes
+        self._passes = 0
         self._left_ns = budget_ns or 0
         self._groups: deque[asyncio.Future[None]] = deque()
         self._handshakes: deque[asyncio.Future[None]] = deque()
@@ -49,9 +54,10 @@ class Turns:
         """Who waits for a turn."""
         return len(self._groups) + len(self._handshakes)
 
-    def refill(self) -> None:
-        """Called by the pace after some of its passes."""
-        if self._budget_ns is not None:
+    def passed(self) -> None:
+        """Called by the pace after each of its passes: of a late one there are fewer in a second, and so refills."""
+        self._passes += 1
+        if self._budget_ns is not None and not self._passes % self._every_passes:
             self._left_ns = min(self._budget_ns, self._left_ns + self._budget_ns)
             self._give()
 
