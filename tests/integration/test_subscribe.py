@@ -101,6 +101,22 @@ async def own_rig(own_redis_server: RedisServer, keys: Keys) -> AsyncIterator[Ri
     await made.close()
 
 
+async def test_entries_that_come_in_a_row_are_read_together(own_rig: Rig) -> None:
+    """A lead is filled up by many at a time: the reader does not ask Redis for each."""
+
+    async def reads() -> int:
+        stats = await own_rig.store.command("INFO", "commandstats")
+        return int(stats["cmdstat_xread"]["calls"])
+
+    await own_rig.fill(1)
+    async with own_rig.reads():
+        await own_rig.has(4)
+        before = await reads()
+        await own_rig.fill(200)
+        await own_rig.has(999)
+        assert await reads() - before < 50
+
+
 async def test_a_late_joiner_reads_back_to_the_frame_due_now(rig: Rig) -> None:
     """All from the frame due now on is there, and the stream was not read from its beginning."""
     await rig.fill(400)
