@@ -193,7 +193,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--guilds", type=int, default=GUILDS[-1], help="most guilds")
     parser.add_argument("--windows", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=11.0,
+        help="of a window: leads are filled up every 1.1 s, eleven entries at once",
+    )
     options = parser.parse_args()
     guilds = [number for number in GUILDS if number < options.guilds] + [options.guilds]
     loads: list[Load] = []

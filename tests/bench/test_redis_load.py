@@ -7,7 +7,7 @@ from tests.bench.redis_load import Load, growth, measure
 
 async def test_redis_bench_counts_commands_readers_and_bytes() -> None:
     """One worker whose guilds hear two sources has two readers, however many guilds there are."""
-    small, large = await measure(1, 2, [6, 10], windows=1, window_s=1.0, settle_s=0)
+    small, large = await measure(1, 2, [6, 10], windows=1, window_s=2.5, settle_s=0)
     assert [(load.sources, load.readers, load.guilds) for load in (small, large)] == [(2, 2, 6), (2, 2, 10)]
     for load in (small, large):
         assert min(load.commands, load.bytes_in, load.bytes_out, load.calls["xread"], load.calls["xadd"]) > 0

@@ -38,7 +38,7 @@ class Fate:
     audible_after_s: float | None = None
     sessions: list[SessionReport] = field(default_factory=list)
     faults: dict[str, int] = field(default_factory=dict)
-    """Of its first session."""
+    """Of a session that was to be resumed."""
     wanted: list[Event] = field(default_factory=list)
     status: GuildStatus | None = None
     after_repeat: GuildStatus | None = None
@@ -89,9 +89,10 @@ async def fates(running: Stack) -> AsyncIterator[dict[int, Fate]]:
         await until(settled, "every guild heard again, or given up", SETTLED_WITHIN_S, 0.2)
         for code, guild in guilds.items():
             fates[code].sessions = await stack.sessions(guild)
-            fates[code].faults = await stack.faults(fates[code].sessions[0])
             fates[code].status = (await stack.guild(guild))[1]
             fates[code].wanted = await stack.events("guild.voice_wanted", guild=guild)
+            if action_for(code) is Action.RESUME:
+                fates[code].faults = await stack.faults(fates[code].sessions[0])
             if code not in stopped:
                 fates[code].audible_after_s = await longest_gap_s(stack, guild)
         again = {code: guild for code, guild in guilds.items() if action_for(code) is Action.FIX_ONCE}

@@ -630,17 +630,45 @@ def test_whoever_leaves_a_lane_moves_nobody_to_another_group() -> None:
         for row in rows:
             rig.builder.tune(row, lane)
         rig.builder.build(START)
-        before = dict(zip(lane.rows.tolist(), lane.groups.tolist(), strict=True))
+        before = dict(lane.places)
         for row in rows[: ROWS_AT_ONCE // 2]:
             rig.builder.close(row)
-        rig.builder.build(START + 1)
-        assert dict(zip(lane.rows.tolist(), lane.groups.tolist(), strict=True)) == {
-            row: before[row] for row in rows[ROWS_AT_ONCE // 2 :]
-        }
+        assert lane.places == {row: before[row] for row in rows[ROWS_AT_ONCE // 2 :]}
         rig.builder.tune(rows[-1], None)
         rig.builder.tune(rows[-1], lane)
-        rig.builder.build(START + 2)
-        assert lane.groups[-1] == 0
+        assert lane.places[rows[-1]] == 0
+
+
+def test_a_group_takes_the_turn_at_which_the_fewest_rows_are_built() -> None:
+    """Lanes come and go: those that stay may all have one turn, and those that come have the others."""
+    rig = Rig(8 * ROWS)
+    with closing(rig.table):
+        lanes = [known_to(START + 1_000) for _ in range(2 * BLOCK_TICKS)]
+        rig.builder.lanes += lanes
+        rows = [[rig.connect(ssrc=number, tuned=False).row for number in range(2)] for _ in lanes]
+
+        def tune(number: int) -> None:
+            for row in rows[number]:
+                rig.builder.tune(row, lanes[number])
+
+        def turns() -> list[int]:
+            rig.builder.build(START)
+            return sorted(lane.turns[0] for lane in lanes if len(lane.rows))
+
+        for number in range(2 * BLOCK_TICKS):
+            tune(number)
+        assert turns() == [turn for turn in range(BLOCK_TICKS) for _ in range(2)]
+        for number in range(2 * BLOCK_TICKS):
+            if lanes[number].turns[0]:
+                for row in rows[number]:
+                    rig.builder.close(row)
+        assert turns() == [0, 0]
+        fresh = [known_to(START + 1_000) for _ in range(BLOCK_TICKS - 1)]
+        rig.builder.lanes += fresh
+        for number, lane in enumerate(fresh):
+            rig.builder.tune(rig.connect(ssrc=100 + number, tuned=False).row, lane)
+        rig.builder.build(START)
+        assert sorted(lane.turns[0] for lane in fresh) == list(range(1, BLOCK_TICKS))
 
 
 def test_lanes_with_few_rows_each_take_turns(rig: Rig) -> None:
@@ -655,7 +683,7 @@ def test_lanes_with_few_rows_each_take_turns(rig: Rig) -> None:
 
 
 def test_rows_in_use_stay_the_lowest_however_many_come_and_go() -> None:
-    """Else a worker that guilds leave and join for days would have its few rows in all groups, and touch all memory."""
+    """Else a worker that guilds leave and join for days would touch all of its memory for a few of them."""
     rig = Rig(8 * ROWS)
     with closing(rig.table):
         held = [rig.connect(ssrc=number).row for number in range(2 * ROWS)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 
 import pytest
 
@@ -38,7 +39,7 @@ class Bench:
         had, self.had = self.had, []
         return had
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -48,7 +49,7 @@ class Bench:
 async def bench() -> object:
     made = Bench(10 * MS)
     yield made
-    await made.close()
+    await made.aclose()
 
 
 async def test_a_budget_is_given_out_and_no_more(bench: Bench) -> None:
@@ -97,14 +98,14 @@ async def test_a_budget_does_not_pile_up(bench: Bench) -> None:
 async def test_work_that_waits_is_done_together_at_every_fourth_pass() -> None:
     """A pace whose passes are late gives out less in a second, and what came in between follows each other."""
     bench = Bench(10 * MS, every_passes=4)
-    for number in range(8):
-        bench.want(str(number), bench.turns.handshake)
-    had = [await bench.settle()]
-    for _ in range(8):
-        bench.turns.passed()
-        had.append(await bench.settle())
+    async with aclosing(bench):
+        for number in range(8):
+            bench.want(str(number), bench.turns.handshake)
+        had = [await bench.settle()]
+        for _ in range(8):
+            bench.turns.passed()
+            had.append(await bench.settle())
     assert had == [["0", "1", "2", "3"], [], [], [], ["4", "5", "6"], [], [], [], ["7"]]
-    await bench.close()
 
 
 async def test_who_gives_up_his_turn_holds_up_nobody(bench: Bench) -> None:
@@ -150,7 +151,7 @@ async def test_without_limit_nobody_waits() -> None:
     for number in range(200):
         free.want(str(number), free.turns.handshake)
     assert len(await free.settle()) == 200
-    await free.close()
+    await free.aclose()
 
 
 async def test_long_work_is_announced_when_its_turn_has_come() -> None:

@@ -29,10 +29,9 @@ START_FRAMES = 25
 CUT_AHEAD_NS = 200 * NS_PER_MS
 """A cut, a start or a return lies this far ahead, so that every worker knows of it in time."""
 MARK_AHEAD_NS = 100 * NS_PER_MS
-_REFILL_PART = 10
-_LONGEST_REFILL_MS = 1_000
-"""The lead of a file is filled up when a tenth of it is used, at most a second: to wake for each single entry, with its
-code out of the caches by then, cost as much as encoding does."""
+_REFILL_ENTRIES = 10
+"""The lead of a file is filled up when so many entries of it are used, one for each second of lead where that is less:
+to wake for each single entry, with its code out of the caches by then, cost as much as encoding does."""
 SOURCE_TRIES = 5
 _BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 8.0
@@ -363,8 +362,8 @@ class SourceRun:
         lead_ms = self._lead_ms
         wait_ns = self._time_ns(self._next_index) - lead_ms * NS_PER_MS - self._clock.now_ns()
         if wait_ns > 0:
-            refill_ms = 0 if self._live else min(lead_ms // _REFILL_PART, _LONGEST_REFILL_MS)
-            await asyncio.sleep((wait_ns + refill_ms * NS_PER_MS) / NS_PER_S)
+            entries = 0 if self._live else min(lead_ms // 1_000, _REFILL_ENTRIES)
+            await asyncio.sleep((wait_ns + entries * FRAMES_PER_ENTRY * _TICK_NS) / NS_PER_S)
 
     async def _finished(self, reason: str, error: SourceError | None) -> None:
         """Tell the end when listeners have heard it, not when it is published."""

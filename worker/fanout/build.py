@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,44 +54,65 @@ class Target:
 
 @dataclass(eq=False)
 class Lane:
-    """Rows that play the same frames.
+    """Rows that play the same frames, in groups of 256 that have their turn at one tick of a block.
+
+    A row takes the lowest free place of its lane and keeps it: so groups are few, however the rows of several lanes lie
+    among each other, and whoever leaves moves nobody to another group.
 
     Attributes:
         frame_at: what is played when.
         known_until: of the ticks from one to another, the last up to which it is certain what is played; the first one
             is played in any case.
-        phase: moves the ticks at which it is built: where many lanes have few rows each, they take turns.
-        places: of its rows. The lowest that is free is taken, and kept: groups are few, however the rows of several
-            lanes lie among each other, and whoever leaves moves nobody to another group.
+        places: of its rows.
         rows: sorted, as of the last `settle`.
-        groups: of each of `rows`: those whose places are the first 256, the next, and so on.
+        turns: of each of `rows`: its blocks end at ticks of this remainder.
     """
 
     frame_at: FrameAt
     known_until: Callable[[int, int], int] = lambda first, _last: first
-    phase: int = field(default_factory=count().__next__)
     places: dict[int, int] = field(default_factory=dict)
     rows: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
-    groups: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
+    turns: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
     _free: list[int] = field(default_factory=list)
+    _groups: list[_Group] = field(default_factory=list)
     _changed: bool = False
 
-    def add(self, row: int) -> None:
-        self.places[row] = heappop(self._free) if self._free else len(self.places)
+    def add(self, row: int, turn_loads: list[int]) -> None:
+        """Take a row; a group that was empty has the turn at which the fewest rows are built."""
+        place = heappop(self._free) if self._free else len(self.places)
+        self.places[row] = place
+        if place // ROWS_AT_ONCE == len(self._groups):
+            self._groups.append(_Group())
+        group = self._groups[place // ROWS_AT_ONCE]
+        if not group.rows:
+            group.turn = turn_loads.index(min(turn_loads))
+        group.rows += 1
+        turn_loads[group.turn] += 1
         self._changed = True
 
-    def remove(self, row: int) -> None:
-        heappush(self._free, self.places.pop(row))
+    def remove(self, row: int, turn_loads: list[int]) -> None:
+        place = self.places.pop(row)
+        heappush(self._free, place)
+        group = self._groups[place // ROWS_AT_ONCE]
+        group.rows -= 1
+        turn_loads[group.turn] -= 1
         self._changed = True
 
     def settle(self) -> None:
-        """Bring `rows` and `groups` up to date."""
+        """Bring `rows` and `turns` up to date."""
         if self._changed:
             self._changed = False
             rows = np.fromiter(self.places, np.intp, len(self.places))
             places = np.fromiter(self.places.values(), np.intp, len(self.places))
             order = np.argsort(rows)
-            self.rows, self.groups = rows[order], places[order] // ROWS_AT_ONCE
+            self.rows = rows[order]
+            self.turns = np.array([group.turn for group in self._groups], np.intp)[places[order] // ROWS_AT_ONCE]
+
+
+@dataclass(slots=True)
+class _Group:
+    rows: int = 0
+    turn: int = 0
 
 
 class Builder:
@@ -125,8 +145,10 @@ class Builder:
         self._scratch = Scratch()
         self._lane_of: dict[int, Lane] = {}
         self._free = list(range(rows))
-        """The lowest is taken first: the rows in use stay few groups, and what memory was never touched stays so."""
+        """The lowest is taken first: what memory was never touched stays so."""
         self._resting: deque[tuple[int, int]] = deque()
+        self._turn_loads = [0] * BLOCK_TICKS
+        """Rows that are built at each tick of a block."""
         self._slot_loads = [0] * SLOTS
         self._socket_slot_loads: dict[int, list[int]] = {}
         self.lanes: list[Lane] = []
@@ -250,8 +272,8 @@ class Builder:
         if before is after:
             return
         if before is not None:
-            before.remove(row)
-        after.add(row)
+            before.remove(row, self._turn_loads)
+        after.add(row, self._turn_loads)
         self._lane_of[row] = after
         if lane is None:
             self._redo[row] = 0  # the end begins as soon as there is time for it
@@ -267,7 +289,7 @@ class Builder:
         """Take a row back at once; what is built and not sent yet is void."""
         lane = self._lane_of.pop(row, None)
         if lane is not None:
-            lane.remove(row)
+            lane.remove(row, self._turn_loads)
         self._void(row)
         self._redo.pop(row, None)
         slot, number = self.slot_of(row), int(self._table.socket[row])
@@ -316,10 +338,11 @@ class Builder:
             known = lane.known_until(last_tick, max(last_tick, far_tick) + BLOCK_TICKS - 1)
             goal = max(last_tick, min(far_tick, known))
             behind = self._built_until[lane.rows] < goal
-            begins = self._begins[lane.rows]
-            for some in (behind & begins, behind & ~begins):  # who begins has the least time
-                if some.any():
-                    self._build_lane(lane, some, first_tick, goal, known)
+            if behind.any():
+                begins = self._begins[lane.rows]
+                for some in (behind & begins, behind & ~begins):  # who begins has the least time
+                    if some.any():
+                        self._build_lane(lane, some, first_tick, goal, known)
             if lane is not self._leaving and (self._owed_silence[lane.rows] > 0).any():
                 goals.append(goal)
         self.playing_until = min(goals, default=last_tick)
@@ -333,7 +356,7 @@ class Builder:
         starts = np.maximum(goes_on, np.where(begins, self._begin_tick, first_tick))
         # Groups of rows end their blocks at ticks of their own: of thousands each tick has its share, and few rows make
         # no more than one piece of work. Such a piece finds nothing in the caches: to begin costs a hundred packets.
-        ends = np.minimum(goal + (lane.groups[behind] + lane.phase - goal) % BLOCK_TICKS, known)
+        ends = np.minimum(goal + (lane.turns[behind] - goal) % BLOCK_TICKS, known)
         possible = starts <= ends
         if not possible.all():  # who begins does so later than it is known what is played
             if possible.any():

@@ -21,9 +21,9 @@ from worker.fanout.ring import FrameRing
 BLOCK_S = 2.0
 _BACK_AT_ONCE = 64
 _READ_AT_ONCE = 256
-_GATHERED_S = 0.02
-"""Entries come ten in a row, and to wake for each costs as much as to read all: what follows one is read with the next.
-A cut that is told within this time of another entry is known so much later; it lies 200 ms ahead."""
+GATHERED_S = 0.02
+"""A lead is filled up by several entries in a row, and to wake for each costs as much as to read all: what follows one
+is read with the next. A cut that is told within this time of another entry is known so much later, of 200 ms."""
 
 
 class Subscriber:
@@ -57,7 +57,7 @@ class Subscriber:
                     for _, entries in reply or ():
                         self._take(entries)
                     if reply:
-                        await asyncio.sleep(_GATHERED_S)
+                        await asyncio.sleep(GATHERED_S)
             except StoreError as error:
                 get_logger().warning("frames.unreadable", error=error.message)
                 await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311 - jitter

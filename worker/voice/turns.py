@@ -55,7 +55,7 @@ class Turns:
         return len(self._groups) + len(self._handshakes)
 
     def passed(self) -> None:
-        """Called by the pace after each of its passes: of a late one there are fewer in a second, and so refills."""
+        """Called by the pace after each of its passes. A pace that is late has fewer of them, so it gives out less."""
         self._passes += 1
         if self._budget_ns is not None and not self._passes % self._every_passes:
             self._left_ns = min(self._budget_ns, self._left_ns + self._budget_ns)
