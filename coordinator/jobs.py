@@ -17,7 +17,15 @@ from shared.clock import unix_ms
 from shared.errors import ErrorCode, JobError
 from shared.schema.event import broadcast_event, guild_event
 from shared.schema.job import BroadcastStart, BroadcastStop, GuildJoin, GuildLeave, GuildVoice, ServedJob
-from shared.schema.records import BroadcastSpec, BroadcastStatus, GuildSpec, GuildStatus
+from shared.schema.records import (
+    BroadcastSpec,
+    BroadcastStatus,
+    GuildSpec,
+    GuildStatus,
+    OpusRecord,
+    SourceRecord,
+    kept,
+)
 from shared.seal import VoiceSeal
 
 
@@ -52,7 +60,8 @@ class JobEffects:
         if before is not None and not before.stopping:
             raise JobError(f"broadcast: {job.broadcast!r} is running", code=ErrorCode.BROADCAST_EXISTS)
         run = await self._leadership.draw()
-        spec = BroadcastSpec(broadcast=job.broadcast, run=run, source=job.source, opus=job.opus, job=job.id)
+        source, opus = kept(job.source, SourceRecord), kept(job.opus, OpusRecord)
+        spec = BroadcastSpec(broadcast=job.broadcast, run=run, source=source, opus=opus, job=job.id)
         change.put_broadcast(Broadcast(spec, status=BroadcastStatus(state="starting", at=unix_ms())))
         change.wake_all()
 

@@ -197,22 +197,25 @@ def _broadcast_status(fields: dict[str, str]) -> BroadcastStatus | None:
 
 
 def _guild(fields: dict[str, str]) -> Guild:
+    spec = msgspec.json.decode(fields["spec"], type=GuildSpec)
     return Guild(
-        spec=msgspec.json.decode(fields["spec"], type=GuildSpec),
+        spec=spec,
         generation=int(fields.get("generation") or 0),
         worker=fields.get("worker", ""),
-        status=_guild_status(fields),
+        # a state that only the next version knows must not cost the guild itself
+        status=_read(_guild_status, fields, f"status of guild {spec.guild}"),
     )
 
 
 def _broadcast(fields: dict[str, str]) -> Broadcast:
+    spec = msgspec.json.decode(fields["spec"], type=BroadcastSpec)
     return Broadcast(
-        spec=msgspec.json.decode(fields["spec"], type=BroadcastSpec),
+        spec=spec,
         generation=int(fields.get("generation") or 0),
         term=int(fields.get("term") or 0),
         worker=fields.get("worker", ""),
         stopping=fields.get("stopping") == "1",
-        status=_broadcast_status(fields),
+        status=_read(_broadcast_status, fields, f"status of broadcast {spec.broadcast}"),
     )
 
 

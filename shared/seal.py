@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from shared.errors import ErrorCode, VoiceError
-from shared.schema.job import Voice
+from shared.schema.records import VoiceRecord, kept
 
 _MARK = "sealed:"
 _NONCE_BYTES = 12
@@ -28,14 +28,16 @@ class VoiceSeal:
     def __init__(self, key_base64: str | None) -> None:
         self._aead = AESGCM(base64.b64decode(key_base64)) if key_base64 else None
 
-    def seal(self, voice: Voice | str) -> Voice | str:
+    def seal(self, voice: VoiceRecord | str) -> VoiceRecord | str:
         """Form in which credentials are stored; what came sealed stays as it is."""
-        if self._aead is None or isinstance(voice, str):
+        if isinstance(voice, str):
             return voice
+        if self._aead is None:
+            return kept(voice, VoiceRecord)
         nonce = os.urandom(_NONCE_BYTES)
         return _MARK + base64.b64encode(nonce + self._aead.encrypt(nonce, msgspec.json.encode(voice), _AAD)).decode()
 
-    def open(self, stored: Voice | str) -> Voice:
+    def open(self, stored: VoiceRecord | str) -> VoiceRecord:
         """Credentials in clear.
 
         Raises: VoiceError (`voice_credentials_rejected`) when the key is missing or not the one that sealed them.
@@ -46,7 +48,7 @@ class VoiceSeal:
             try:
                 sealed = base64.b64decode(stored.removeprefix(_MARK), validate=True)
                 clear = self._aead.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _AAD)
-                return msgspec.json.decode(clear, type=Voice)
+                return msgspec.json.decode(clear, type=VoiceRecord)
             except (InvalidTag, binascii.Error, ValueError, msgspec.MsgspecError):
                 pass  # one message for all ways in which it cannot be opened
         raise VoiceError(

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from shared.errors import ErrorCode, JobError
+from shared.schema.records import OpusRecord, SourceRecord, VoiceRecord
 
 Snowflake = Annotated[
     str, Meta(pattern=r"^[1-9][0-9]{14,19}$(?!\n)", description="Discord id: 15 to 20 decimal digits")
@@ -25,6 +26,7 @@ Url = Annotated[str, Meta(min_length=1, max_length=2048, description="http(s) UR
 Endpoint = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9.\-\[\]:]{1,255}$(?!\n)", description="host or host:port of a voice server")
 ]
+SourceKind = Literal["auto", "live", "file"]
 UnixMs = Annotated[int, Meta(ge=0, description="unix milliseconds")]
 
 
@@ -32,7 +34,7 @@ class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A record that refuses fields it does not know."""
 
 
-class OpusOptions(Strict, frozen=True, kw_only=True):
+class OpusOptions(OpusRecord, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a rendition is encoded. The rest is fixed: 48 kHz, stereo, 20 ms, audio application."""
 
     bitrate: Annotated[int, Meta(ge=16_000, le=512_000, description="bits per second")] = 96_000
@@ -42,14 +44,15 @@ class OpusOptions(Strict, frozen=True, kw_only=True):
     ladder: tuple[int, ...] = ()
 
 
-FILE_LEAD_MS, LIVE_LEAD_MS = 30_000, 1_000
-
-
-class SourceSpec(Strict, frozen=True, kw_only=True):
+class SourceSpec(SourceRecord, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a broadcast plays: one `url`, or a `playlist`."""
 
     url: Url | None = None
     playlist: tuple[Url, ...] = ()
+    kind: Annotated[
+        SourceKind,
+        Meta(description="live: opened again for ever; file: an end is an end; auto: told apart by what comes"),
+    ] = "auto"
     loop: bool = False
     shuffle: bool = False
     seed: int | None = None
@@ -70,21 +73,14 @@ class SourceSpec(Strict, frozen=True, kw_only=True):
         | None
     ) = None
 
-    def lead_ms_of(self, *, live: bool) -> int:
-        """The lead in force."""
-        return self.lead_ms or (LIVE_LEAD_MS if live else FILE_LEAD_MS)
 
-
-class Voice(Strict, frozen=True, kw_only=True):
+class Voice(VoiceRecord, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Voice credentials as Discord gave them to the bot that holds the gateway."""
 
     user_id: Snowflake
     session_id: Annotated[str, Meta(min_length=1, max_length=256)]
     token: Annotated[str, Meta(min_length=1, max_length=256)]
     endpoint: Endpoint
-
-    def __repr__(self) -> str:
-        return f"Voice(user_id={self.user_id!r}, endpoint={self.endpoint!r})"
 
 
 SealedVoice = Annotated[str, Meta(pattern=r"^sealed:", description="`Voice` sealed with GUILDCAST_SEAL_KEY")]

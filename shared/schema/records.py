@@ -1,19 +1,72 @@
 """Records that the coordinator and the workers keep on Redis. Readers ignore fields they do not know.
 
+What a job holds strictly stands here once more without limits: a field, a word or a larger number that only the next
+version knows must not keep this one from reading the rest.
+
 Source: design section 4, "State" and "What a worker shall do".
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
-from shared.schema.job import OnKick, OpusOptions, SourceSpec, SpeakingFlag, Voice
+_Kept = TypeVar("_Kept", bound=msgspec.Struct)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A record that ignores unknown fields, so that two versions can run side by side."""
+
+
+class OpusRecord(Record, frozen=True, kw_only=True):
+    """`OpusOptions` of a job, as they are kept."""
+
+    bitrate: int = 96_000
+    vbr: bool = True
+    fec: bool = False
+    expected_loss: int = 0
+    ladder: tuple[int, ...] = ()
+
+
+FILE_LEAD_MS, LIVE_LEAD_MS = 30_000, 1_000
+
+
+class SourceRecord(Record, frozen=True, kw_only=True):
+    """`SourceSpec` of a job, as it is kept. A `kind` that is not known here counts as `auto`."""
+
+    url: str | None = None
+    playlist: tuple[str, ...] = ()
+    kind: str = "auto"
+    loop: bool = False
+    shuffle: bool = False
+    seed: int | None = None
+    crossfade_ms: int = 0
+    gain_db: float = 0.0
+    loudness_lufs: float | None = None
+    fallback: tuple[str, ...] = ()
+    lead_ms: int | None = None
+
+    def lead_ms_of(self, *, live: bool) -> int:
+        """The lead in force."""
+        return self.lead_ms or (LIVE_LEAD_MS if live else FILE_LEAD_MS)
+
+
+class VoiceRecord(Record, frozen=True, kw_only=True):
+    """`Voice` of a job, as it is kept, where there is no key to seal it with."""
+
+    user_id: str
+    session_id: str
+    token: str
+    endpoint: str
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(user_id={self.user_id!r}, endpoint={self.endpoint!r})"
+
+
+def kept(value: msgspec.Struct, kind: type[_Kept]) -> _Kept:
+    """The copy that is kept of what a job holds strictly."""
+    return msgspec.convert(value, kind, from_attributes=True)
 
 
 class GuildSpec(Record, frozen=True, kw_only=True):
@@ -23,9 +76,9 @@ class GuildSpec(Record, frozen=True, kw_only=True):
     guild: str
     channel: str
     broadcast: str
-    speaking: tuple[SpeakingFlag, ...] = ("microphone",)
-    on_kick: OnKick = "stay_out"
-    voice: Voice | str | None = None
+    speaking: tuple[str, ...] = ("microphone",)
+    on_kick: str = "stay_out"
+    voice: VoiceRecord | str | None = None
     job: str = ""
 
 
@@ -74,8 +127,8 @@ class BroadcastSpec(Record, frozen=True, kw_only=True):
 
     broadcast: str
     run: int
-    source: SourceSpec
-    opus: OpusOptions
+    source: SourceRecord
+    opus: OpusRecord
     job: str = ""
 
 

@@ -16,8 +16,7 @@ import pytest
 from shared.clock import CommonClock, LocalClock
 from shared.errors import ErrorCode
 from shared.schema.event import EventType
-from shared.schema.job import Voice
-from shared.schema.records import GuildSpec, GuildStatus, GuildWant, WorkerRecord, WorkerStats
+from shared.schema.records import GuildSpec, GuildStatus, GuildWant, VoiceRecord, WorkerRecord, WorkerStats
 from shared.seal import VoiceSeal
 from shared.store.client import Store
 from shared.store.keys import Keys
@@ -33,7 +32,7 @@ from worker.voice.commons import VoiceShared
 from worker.voice.turns import Turns
 
 GUILD = "323456789012345678"
-VOICE = Voice(user_id=GUILD, session_id="s", token="t", endpoint="voice.example")
+VOICE = VoiceRecord(user_id=GUILD, session_id="s", token="t", endpoint="voice.example")
 
 
 class Desk:
@@ -81,11 +80,11 @@ async def desk(store: Store, keys: Keys) -> AsyncIterator[Desk]:
 
 async def test_a_defect_of_ours_is_told_as_such(desk: Desk) -> None:
     """It must not look like a network that is away, which may be tried for ever; nor must its text be told."""
-    flag: Any = "no such flag"
-    spec = GuildSpec(bot="main", guild=GUILD, channel=GUILD, broadcast="news", voice=VOICE, speaking=(flag,))
+    no_flags: Any = None
+    spec = GuildSpec(bot="main", guild=GUILD, channel=GUILD, broadcast="news", voice=VOICE, speaking=no_flags)
     await desk.guild(spec).task
     assert [status.state for status in desk.told] == ["connecting", "failed"]
-    assert (desk.told[-1].code, desk.told[-1].message) == (ErrorCode.INTERNAL_ERROR, "KeyError")
+    assert (desk.told[-1].code, desk.told[-1].message) == (ErrorCode.INTERNAL_ERROR, "TypeError")
 
 
 async def ended(desk: Desk, spec: GuildSpec, during: Callable[[GuildSession], Awaitable[None]]) -> bool:
@@ -107,7 +106,7 @@ async def ended(desk: Desk, spec: GuildSpec, during: Callable[[GuildSession], Aw
 
 async def test_a_guild_that_was_never_connected_leaves_no_cycle(desk: Desk) -> None:
     """Collections look at established sessions no more, so what ends must be gone by itself."""
-    voice = Voice(user_id=GUILD, session_id="s", token="t", endpoint="127.0.0.1:9")
+    voice = VoiceRecord(user_id=GUILD, session_id="s", token="t", endpoint="127.0.0.1:9")
     spec = GuildSpec(bot="main", guild=GUILD, channel=GUILD, broadcast="news", voice=voice)
     assert await ended(desk, spec, lambda _: asyncio.sleep(0))
     assert desk.told[-1].code == ErrorCode.VOICE_UNREACHABLE
@@ -126,7 +125,9 @@ async def test_a_guild_whose_session_the_server_ended_leaves_no_cycle(desk: Desk
             guild=GUILD,
             channel=GUILD,
             broadcast="news",
-            voice=Voice(user_id=voice.user_id, session_id=voice.session_id, token=voice.token, endpoint=voice.endpoint),
+            voice=VoiceRecord(
+                user_id=voice.user_id, session_id=voice.session_id, token=voice.token, endpoint=voice.endpoint
+            ),
         )
 
         async def close(guild: GuildSession) -> None:

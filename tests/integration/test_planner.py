@@ -20,13 +20,15 @@ from shared.clock import LocalClock
 from shared.errors import LeaseLost
 from shared.schema import event as events
 from shared.schema.event import Event
-from shared.schema.job import OpusOptions, SourceSpec, Voice
 from shared.schema.records import (
     BroadcastSpec,
     GuildSpec,
     GuildStatus,
     GuildWant,
+    OpusRecord,
+    SourceRecord,
     SourceWant,
+    VoiceRecord,
     WorkerRecord,
     WorkerRole,
     WorkerStats,
@@ -38,7 +40,7 @@ from worker.membership import Membership, Report
 
 BOUND_S = 10.0
 GUILD_ID = "123456789012345678"
-VOICE = Voice(user_id=GUILD_ID, session_id="s", token="t", endpoint="voice.example")
+VOICE = VoiceRecord(user_id=GUILD_ID, session_id="s", token="t", endpoint="voice.example")
 
 
 class Pool:
@@ -67,7 +69,7 @@ class Pool:
         await member.join()
         return member
 
-    async def guilds(self, number: int, *, voice: Voice | None = VOICE, first: int = 0) -> None:
+    async def guilds(self, number: int, *, voice: VoiceRecord | None = VOICE, first: int = 0) -> None:
         change = Change(self.registry)
         for n in range(first, first + number):
             spec = GuildSpec(bot="main", guild=str(10**17 + n), channel=GUILD_ID, broadcast="news", voice=voice)
@@ -77,7 +79,7 @@ class Pool:
     async def broadcast(self, name: str = "news") -> None:
         run = await self.leadership.draw()
         change = Change(self.registry)
-        spec = BroadcastSpec(broadcast=name, run=run, source=SourceSpec(url="file:a"), opus=OpusOptions())
+        spec = BroadcastSpec(broadcast=name, run=run, source=SourceRecord(url="file:a"), opus=OpusRecord())
         change.put_broadcast(Broadcast(spec))
         await change.commit(self.leadership)
 

@@ -10,14 +10,23 @@ from coordinator.election import Leadership
 from coordinator.registry import Broadcast, Change, Guild, Registry, released
 from shared.clock import LocalClock
 from shared.errors import LeaseLost
-from shared.schema.job import OpusOptions, SourceSpec, Voice
-from shared.schema.records import BroadcastSpec, BroadcastStatus, GuildSpec, GuildStatus, WorkerRecord, WorkerStats
+from shared.schema.records import (
+    BroadcastSpec,
+    BroadcastStatus,
+    GuildSpec,
+    GuildStatus,
+    OpusRecord,
+    SourceRecord,
+    VoiceRecord,
+    WorkerRecord,
+    WorkerStats,
+)
 from shared.store.client import Store
 from shared.store.keys import Keys
 from worker.membership import Membership
 
 GUILD_ID = "123456789012345678"
-VOICE = Voice(user_id=GUILD_ID, session_id="s", token="t", endpoint="voice.example")
+VOICE = VoiceRecord(user_id=GUILD_ID, session_id="s", token="t", endpoint="voice.example")
 GUILD = Guild(
     GuildSpec(bot="main", guild=GUILD_ID, channel=GUILD_ID, broadcast="news", voice=VOICE, speaking=("priority",)),
     generation=7,
@@ -26,7 +35,7 @@ GUILD = Guild(
 )
 IDLE = Guild(GuildSpec(bot="other", guild=GUILD_ID, channel=GUILD_ID, broadcast="a", voice="sealed:x", job="j"))
 NEWS = Broadcast(
-    BroadcastSpec(broadcast="news", run=9, source=SourceSpec(url="file:ä"), opus=OpusOptions(bitrate=64_000)),
+    BroadcastSpec(broadcast="news", run=9, source=SourceRecord(url="file:ä"), opus=OpusRecord(bitrate=64_000)),
     generation=8,
     term=10,
     worker="e",

@@ -18,8 +18,7 @@ from aiohttp import web
 from shared.clock import NS_PER_S, NS_PER_US, CommonClock, LocalClock
 from shared.errors import ErrorCode, GuildcastError
 from shared.schema.frame_entry import FIELD, TICK_US, Flags, FrameEntry, unpack
-from shared.schema.job import OpusOptions, SourceSpec
-from shared.schema.records import BroadcastSpec, SourceWant
+from shared.schema.records import BroadcastSpec, OpusRecord, SourceRecord, SourceWant
 from shared.store.client import Store
 from shared.store.keys import Keys
 from shared.store.time_sync import TimeSync, begin_time
@@ -45,8 +44,8 @@ class Air:
         self.runs: list[SourceRun] = []
 
     def want(self, url: str, *, run: int, term: int, loop: bool = False, lead_ms: int | None = 30_000) -> SourceWant:
-        source = SourceSpec(url=url, loop=loop, lead_ms=lead_ms)
-        spec = BroadcastSpec(broadcast="b", run=run, source=source, opus=OpusOptions())
+        source = SourceRecord(url=url, loop=loop, lead_ms=lead_ms)
+        spec = BroadcastSpec(broadcast="b", run=run, source=source, opus=OpusRecord())
         return SourceWant(generation=term, term=term, spec=spec)
 
     def start(self, want: SourceWant) -> SourceRun:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import MalformedPacket
-from shared.schema.job import OpusOptions
+from shared.schema.records import OpusRecord
 from worker.encode.records import (
     HEADER_BYTES,
     MAX_BODY_BYTES,
@@ -81,7 +81,7 @@ def test_an_error_that_is_no_json_is_refused() -> None:
 
 def test_an_order_survives_json_and_refuses_unknown_fields() -> None:
     """Worker and child must be of one version."""
-    order = ChildOrder(url="/a", loop=True, start_samples=5, opus=OpusOptions(bitrate=64_000))
+    order = ChildOrder(url="/a", loop=True, start_samples=5, opus=OpusRecord(bitrate=64_000))
     assert msgspec.json.decode(msgspec.json.encode(order), type=ChildOrder) == order
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(b'{"url": "/a", "shell": "ls"}', type=ChildOrder)

@@ -10,7 +10,6 @@ import pytest
 
 from shared.schema import event as events
 from shared.schema.event import Event, EventType, broadcast_event, guild_event
-from shared.schema.job import OpusOptions, SourceSpec
 from shared.schema.records import (
     BroadcastSpec,
     BroadcastState,
@@ -18,10 +17,12 @@ from shared.schema.records import (
     GuildSpec,
     GuildState,
     GuildStatus,
+    OpusRecord,
+    SourceRecord,
 )
 
 GUILD = GuildSpec(bot="main", guild="123456789012345678", channel="223456789012345678", broadcast="news", job="j")
-BROADCAST = BroadcastSpec(broadcast="news", run=5, source=SourceSpec(url="file:a"), opus=OpusOptions(), job="j")
+BROADCAST = BroadcastSpec(broadcast="news", run=5, source=SourceRecord(url="file:a"), opus=OpusRecord(), job="j")
 
 
 @pytest.mark.parametrize("kind", get_args(EventType))

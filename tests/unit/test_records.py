@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from shared.schema.job import OpusOptions, SourceSpec, Voice
 from shared.schema.records import (
     BroadcastSpec,
     BroadcastStatus,
@@ -15,16 +14,19 @@ from shared.schema.records import (
     GuildStatus,
     GuildWant,
     JobStatus,
+    OpusRecord,
+    SourceRecord,
     SourceWant,
+    VoiceRecord,
     WorkerRecord,
     WorkerStats,
 )
 
 GUILD = "123456789012345678"
-VOICE = Voice(user_id=GUILD, session_id="s", token="t", endpoint="voice.example:443")
+VOICE = VoiceRecord(user_id=GUILD, session_id="s", token="t", endpoint="voice.example:443")
 GUILD_SPEC = GuildSpec(bot="main", guild=GUILD, channel=GUILD, broadcast="news", voice=VOICE, job="j")
 BROADCAST_SPEC = BroadcastSpec(
-    broadcast="news", run=5, source=SourceSpec(url="file:a"), opus=OpusOptions(bitrate=64_000)
+    broadcast="news", run=5, source=SourceRecord(url="file:a"), opus=OpusRecord(bitrate=64_000)
 )
 RECORDS = [
     GUILD_SPEC,
@@ -90,7 +92,7 @@ def test_a_record_without_what_it_must_have_is_refused(kind: type[msgspec.Struct
 
 def test_credentials_of_a_spec_are_not_in_its_representation() -> None:
     """A spec that lands in a log shows no token and no session."""
-    secret = Voice(user_id=GUILD, session_id="the-session", token="the-token", endpoint="e")
+    secret = VoiceRecord(user_id=GUILD, session_id="the-session", token="the-token", endpoint="e")
     shown = repr(msgspec.structs.replace(GUILD_SPEC, voice=secret))
     assert "the-session" not in shown
     assert "the-token" not in shown

@@ -29,13 +29,12 @@ from shared.errors import ErrorCode
 from shared.protocol.close_codes import CLOSE_CODES, Action
 from shared.schema import event as events
 from shared.schema.event import Event
-from shared.schema.job import Voice
-from shared.schema.records import GuildSpec, GuildState, GuildStatus
+from shared.schema.records import GuildSpec, GuildState, GuildStatus, VoiceRecord
 from shared.store.client import Store
 from shared.store.keys import Keys
 
 GUILD_ID = "123456789012345678"
-VOICE = Voice(user_id=GUILD_ID, session_id="s", token="t", endpoint="voice.example")
+VOICE = VoiceRecord(user_id=GUILD_ID, session_id="s", token="t", endpoint="voice.example")
 SPEC = GuildSpec(bot="main", guild=GUILD_ID, channel=GUILD_ID, broadcast="news", voice=VOICE, job="j")
 GUILD = Guild(SPEC, generation=7, worker="w")
 REJOINING = replace(GUILD, spec=msgspec.structs.replace(SPEC, on_kick="rejoin"))
@@ -142,7 +141,7 @@ class Scene:
             self.guild = replace(self.guild, worker="w", generation=self.guild.generation + 1)
         return told
 
-    def renew(self, voice: Voice | None = VOICE) -> float:
+    def renew(self, voice: VoiceRecord | None = VOICE) -> float:
         """The user's word: `guild.voice`, or a `guild.join` without credentials."""
         spec = msgspec.structs.replace(self.guild.spec, voice=voice)
         self.guild = replace(self.guild, spec=spec, worker="", status=GuildStatus(state="wanted", at=1))
@@ -340,7 +339,7 @@ def test_what_both_sides_cannot_agree_on_stops_at_once(code: str) -> None:
 
 @pytest.mark.parametrize("voice", [VOICE, None])
 @pytest.mark.parametrize("close_code", with_action(Action.STOP, Action.WAIT))
-def test_a_guild_that_stopped_comes_back_by_the_users_word(close_code: int, voice: Voice | None) -> None:
+def test_a_guild_that_stopped_comes_back_by_the_users_word(close_code: int, voice: VoiceRecord | None) -> None:
     """guild.voice is used, guild.join without credentials asks for them, as if nothing had been."""
     scene = Scene()
     scene.fail(close_code)

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ErrorCode, VoiceError
-from shared.schema.job import Voice
+from shared.schema.records import VoiceRecord
 from shared.seal import VoiceSeal
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 OTHER = base64.b64encode(bytes(range(1, 33))).decode()
-VOICE = Voice(user_id="123456789012345678", session_id="the-session", token="the-token", endpoint="voice.example")
+VOICE = VoiceRecord(user_id="123456789012345678", session_id="the-session", token="the-token", endpoint="voice.example")
 
 
 def sealed_by(key: str) -> str:
@@ -42,7 +42,7 @@ def test_the_form_is_the_agreed_one() -> None:
     """`sealed:` + base64(nonce 12 | ciphertext | tag 16): a user's own bot can seal, too."""
     inner = base64.b64decode(sealed_by(KEY).removeprefix("sealed:"), validate=True)
     clear = AESGCM(bytes(range(32))).decrypt(inner[:12], inner[12:], b"guildcast voice credentials")
-    assert msgspec.json.decode(clear, type=Voice) == VOICE
+    assert msgspec.json.decode(clear, type=VoiceRecord) == VOICE
 
 
 def test_no_two_sealed_values_are_alike() -> None:

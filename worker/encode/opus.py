@@ -11,7 +11,7 @@ from av.audio.codeccontext import AudioCodecContext
 from numpy.typing import NDArray
 
 from shared.errors import ConfigError
-from shared.schema.job import OpusOptions
+from shared.schema.records import OpusRecord
 
 SAMPLE_RATE = 48_000
 FRAME_SAMPLES = 960
@@ -70,7 +70,7 @@ class OpusEncoder:
     Raises: ConfigError: see `open_libopus`.
     """
 
-    def __init__(self, options: OpusOptions) -> None:
+    def __init__(self, options: OpusRecord) -> None:
         self.vbr = options.vbr and options.bitrate <= MAX_VARIABLE_BITRATE
         self._context = open_libopus(
             min(options.bitrate, MAX_CONSTANT_BITRATE),

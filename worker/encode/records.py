@@ -18,7 +18,8 @@ import msgspec
 from msgspec import Meta
 
 from shared.errors import MalformedPacket
-from shared.schema.job import OpusOptions, Strict
+from shared.schema.job import Strict
+from shared.schema.records import OpusRecord
 
 MAX_BODY_BYTES = 0xFFFF
 """Largest body: the length is 16 bits wide."""
@@ -44,7 +45,7 @@ class ChildOrder(Strict, frozen=True):
     url: Annotated[str, Meta(min_length=1)]
     loop: bool = False
     start_samples: Annotated[int, Meta(ge=0)] = 0
-    opus: OpusOptions = OpusOptions()
+    opus: OpusRecord = OpusRecord()
 
 
 class ErrorBody(msgspec.Struct, frozen=True):

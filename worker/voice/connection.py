@@ -67,7 +67,7 @@ _MODE_BITS = {"microphone": 1, "soundshare": 2, "priority": 4}
 
 def speaking_bits(flags: tuple[str, ...]) -> int:
     """Bitmask of op 5 for the flags of a guild."""
-    return sum(_MODE_BITS[flag] for flag in set(flags))
+    return sum(_MODE_BITS.get(flag, 0) for flag in set(flags))
 
 
 class DatagramPort(Protocol):
