@@ -68,6 +68,7 @@ class ErrorCode(StrEnum):
     SOURCE_EMPTY = "source_empty"
     SOURCE_STALLED = "source_stalled"
     SOURCE_BROKEN = "source_broken"
+    SOURCE_ENDED = "source_ended"
     SOURCE_FAILED = "source_failed"
     # voice connections
     VOICE_UNREACHABLE = "voice_unreachable"

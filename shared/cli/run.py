@@ -1,6 +1,7 @@
 """`guildcast run`: the main job on this machine. One source, N guilds of the local Discord, two fan-out workers.
 
 Starts what it needs, shows a live table, and sums up what was measured at the listeners' end. Leaves nothing running.
+Listeners who hear silence make it fail, and it says why.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import aiohttp
 import msgspec
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from shared.cli.pool import LocalPool
 from shared.cli.redis_server import RedisServer
+from shared.cli.silence import ALLOWED_SHARE, silence_heard
 from shared.errors import ConfigError, GuildcastError, StoreUnavailable
 from shared.schema import event as events
 from shared.schema.records import BroadcastStatus, WorkerRecord
@@ -40,6 +43,8 @@ FANOUT_WORKERS = 2
 ENCODE_WORKERS = 1
 WORKERS_UP_WITHIN_S = 20.0
 GUILDS_JOINED_WITHIN_S = 120.0
+SOURCE_OPEN_WITHIN_S = 30.0
+"""A pool tries a station that is away for ever; somebody who waits at a terminal wants to know."""
 _MOST_SAMPLED = 256
 _REFRESH_S = 0.5
 _FIRST_GUILD = 300_000_000_000_000_000
@@ -56,7 +61,11 @@ class _Figures:
     broadcast: BroadcastStatus | None = None
     on_guilds: int = 0
     trouble: str = ""
+    heard_of: bool = False
+    """The broadcast has played."""
     ended: bool = False
+    failed: bool = False
+    """It ended otherwise than by its own end."""
 
 
 class Demo:
@@ -79,11 +88,13 @@ class Demo:
         self._console = Console()
         self._figures = _Figures()
         self._stop = asyncio.Event()
+        self._events_read = "0-0"
+        self._played_until_ns = 0
         self._before: dict[str, WorkerRecord] = {}
         self._guilds_per_worker: dict[str, int] = {}
 
     async def run(self) -> int:
-        """Do it; returns the exit status: 0 when every guild was heard."""
+        """Do it; returns the exit status: 0 when every guild was heard, and heard no silence."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -140,6 +151,7 @@ class Demo:
                 self._before = dict(self._figures.workers)
                 await self._show_playing(store, keys)
             await self._look(store, keys)
+            self._played_until_ns = time.time_ns()
             statuses = [await pool.stop("supervisor"), await pool.stop("coordinator")]
             async with discord.get("/report?guilds=1", timeout=aiohttp.ClientTimeout(60)) as answer:
                 report = await answer.json()
@@ -214,13 +226,20 @@ class Demo:
             for record in figures.workers.values()
             if record.role == "fanout"
         }
-        for _, fields in await store.command("XREVRANGE", keys.events, "+", "-", "COUNT", 5):
+        await self._read_events(store, keys)
+
+    async def _read_events(self, store: Store, keys: Keys) -> None:
+        figures = self._figures
+        for entry_id, fields in await store.command("XRANGE", keys.events, f"({self._events_read}", "+"):
+            self._events_read = entry_id
             event = events.decode(fields[events.FIELD])
-            if event.type in ("broadcast.stalled", "guild.failed", "job.failed"):
+            if event.type == "broadcast.playing":
+                figures.heard_of = True
+            elif event.type in ("broadcast.stalled", "guild.failed", "job.failed"):
                 figures.trouble = f"{event.type} {event.guild}: {event.code}: {event.message}"
             elif event.type == "broadcast.ended":
-                figures.ended = True
-                if event.reason != "finished":
+                figures.ended, figures.failed = True, event.reason != "finished"
+                if figures.failed:
                     figures.trouble = f"{event.type}: {event.reason}: {event.code}: {event.message}"
 
     def _table(self) -> Table:
@@ -243,9 +262,12 @@ class Demo:
             position = f"{max(0.0, time.time() - status.epoch_us / 1e6):.1f} s"
         underruns = max((record.stats.underruns for record in figures.workers.values()), default=0)
         state = status.state if status else "starting"
-        table.caption = f"broadcast {BROADCAST}: {state}, position {position}, underruns {underruns}"
+        silent_s = status.silent_ms / 1_000 if status else 0.0
+        table.caption = (
+            f"broadcast {BROADCAST}: {state}, position {position}, silent for {silent_s:.1f} s, underruns {underruns}"
+        )
         if figures.trouble:
-            table.caption += f"\n{figures.trouble}"
+            table.caption += f"\n{escape(figures.trouble)}"
         return table
 
     async def _show_joining(self, store: Store, keys: Keys) -> bool:
@@ -254,13 +276,15 @@ class Demo:
             TextColumn("guilds joined"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=self._console
         )
         bar = progress.add_task("join", total=self._guilds)
-        deadline = time.monotonic() + GUILDS_JOINED_WITHIN_S
+        begun = time.monotonic()
+        deadline = begun + GUILDS_JOINED_WITHIN_S
         with Live(console=self._console, refresh_per_second=4) as live:
             while not self._stop.is_set() and time.monotonic() < deadline:
                 await self._look(store, keys)
                 progress.update(bar, completed=self._figures.on_guilds)
                 live.update(Group(self._table(), progress))
-                if self._figures.ended:
+                never_open = not self._figures.heard_of and time.monotonic() - begun > SOURCE_OPEN_WITHIN_S
+                if self._figures.ended or never_open:
                     return False
                 playing = self._figures.broadcast is not None and self._figures.broadcast.state == "playing"
                 if self._figures.on_guilds >= self._guilds and playing:
@@ -296,6 +320,11 @@ class Demo:
             f"{report['out_of_order']} out of order",
             highlight=False,
         )
+        silence = silence_heard(report["guild_rows"], None if self._figures.ended else self._played_until_ns)
+        say(
+            f"  silence        {silence.share:.1%} of the time, {silence.worst_share:.1%} in the guild with most of it",
+            highlight=False,
+        )
         say(f"  encryption     {_encryption(report)}", highlight=False)
         for name in ("skew_ms", "lateness_ms"):
             one = report[name]
@@ -312,10 +341,13 @@ class Demo:
         if report["kernel_drops"]:
             say(f"  [yellow]the local Discord itself was too slow for {report['kernel_drops']} packets[/yellow]")
         if self._figures.trouble:
-            say(f"  [yellow]{self._figures.trouble}[/yellow]", highlight=False)
+            say(f"  [yellow]{escape(self._figures.trouble)}[/yellow]", highlight=False)
+        if silence.is_too_much:
+            say(f"  [red]listeners heard silence for more than {ALLOWED_SHARE:.0%} of the time[/red]", highlight=False)
         if any(statuses):
             say(f"  [red]exit statuses of supervisor and coordinator: {statuses}, see {LOGS}[/red]")
-        return 0 if heard == self._guilds and not any(statuses) else 1
+        failed = silence.is_too_much or self._figures.failed or any(statuses)
+        return 0 if heard == self._guilds and not failed else 1
 
     def _cost(self, name: str) -> str:
         before, after = self._before.get(name), self._figures.workers.get(name)

@@ -43,6 +43,7 @@ class Event(Record, frozen=True, kw_only=True):
     """One event. Which ids stand in it follows from its type; `code` and `message` tell of a failure.
 
     Of `guild.failed`: `final` is true where nothing more is tried until a new `guild.join` or `guild.voice`.
+    Of `broadcast.stalled`: `attempt` counts the failures in a row; of many, the first, second, fourth ... are told.
     Of `guild.voice_wanted`: `leave_first` asks to leave, wait for that, then join; `rejoin` false asks for credentials
     only where the bot still is in a voice channel, and not to join.
     """
@@ -60,6 +61,8 @@ class Event(Record, frozen=True, kw_only=True):
     code: str = ""
     message: str = ""
     reason: str = ""
+    attempt: int | None = None
+    silent_ms: int | None = None
     close_code: int | None = None
     leave_first: bool | None = None
     self_deaf: bool | None = None
@@ -123,4 +126,6 @@ def broadcast_event(
         code=status.code,
         message=status.message,
         reason=reason,
+        attempt=status.attempt or None,
+        silent_ms=status.silent_ms or None,
     )

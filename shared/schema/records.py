@@ -144,6 +144,10 @@ class BroadcastStatus(Record, frozen=True, kw_only=True):
     epoch_us: int = 0
     encodes: int = 0
     """Encoders started for this run so far, takeovers and retries of the source included."""
+    silent_ms: int = 0
+    """For how long listeners heard nothing since the run began, although something should have played."""
+    attempt: int = 0
+    """How often in a row the source could not be opened or read, while it is stalled."""
     code: str = ""
     message: str = ""
 

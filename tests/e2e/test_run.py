@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from shared.errors import EXIT_CONFIG
 from tests.e2e.stack import Finished, Process, descendants, gone, process_environment, run_to_end, until
+from tests.media.radio import Radio
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -87,19 +88,32 @@ async def demo(folder: Path, *arguments: str) -> AsyncIterator[Demo]:
         await running.kill()
 
 
+async def started(folder: Path, source: str, exits: AsyncExitStack) -> Demo:
+    """A run whose end takes a while, so that the other tests do not wait for it."""
+    running = await exits.enter_async_context(demo(folder, "--source", source))
+    # The runs share the folder of logs: the next one must not clear it while this one opens them.
+    await running.sees(lambda: any(one.module == "worker.fanout" for one in running.family.values()), "a worker")
+    return running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def without_station(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Demo]:
+    """A run on a station that is away: it may come back, so it is tried for half a minute."""
+    async with AsyncExitStack() as exits:
+        yield await started(tmp_path_factory.mktemp("no-station"), "http://127.0.0.1:9/live.mp3", exits)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def without_audio(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Demo]:
-    """A run on a file that is no audio; trying it five times takes a while, so the other tests do not wait for it."""
+    """A run on a file that is no audio, which is tried five times."""
     folder = tmp_path_factory.mktemp("no-audio")
     text = folder / "text.txt"
     text.write_text("This is no music. " * 200)
-    async with demo(folder, "--source", str(text)) as running:
-        # The runs share the folder of logs: the next one must not clear it while this one opens them.
-        await running.sees(lambda: any(one.module == "worker.fanout" for one in running.family.values()), "a worker")
-        yield running
+    async with AsyncExitStack() as exits:
+        yield await started(folder, str(text), exits)
 
 
-@pytest.mark.usefixtures("without_audio")
+@pytest.mark.usefixtures("without_station", "without_audio")
 async def test_a_missing_source_is_refused_in_one_line(tmp_path: Path) -> None:
     """A SOURCE that is no file ends with status 78 and a line that names it, before anything is started."""
     ended = await run_to_end(command("--source", str(tmp_path / "missing.ogg")), process_environment({}))
@@ -110,7 +124,7 @@ async def test_a_missing_source_is_refused_in_one_line(tmp_path: Path) -> None:
     assert not ended.out
 
 
-@pytest.mark.usefixtures("without_audio")
+@pytest.mark.usefixtures("without_station", "without_audio")
 async def test_the_main_job_is_done_by_one_command(tmp_path: Path) -> None:
     """It ends with status 0 after its duration; all guilds were heard and nothing was lost."""
     async with demo(tmp_path, "--duration", "3") as running:
@@ -122,7 +136,7 @@ async def test_the_main_job_is_done_by_one_command(tmp_path: Path) -> None:
     assert "encodes        1 " in ended.out
 
 
-@pytest.mark.usefixtures("without_audio")
+@pytest.mark.usefixtures("without_station", "without_audio")
 async def test_an_interrupt_in_the_middle_sums_up_and_leaves_nothing(tmp_path: Path) -> None:
     """Ctrl-C while it plays ends it like the end of its duration."""
     async with demo(tmp_path) as running:
@@ -134,6 +148,20 @@ async def test_an_interrupt_in_the_middle_sums_up_and_leaves_nothing(tmp_path: P
     assert ": 0 lost, 0 duplicated, 0 out of order" in ended.out
 
 
+@pytest.mark.usefixtures("without_station", "without_audio")
+async def test_silence_makes_it_fail(tmp_path: Path) -> None:
+    """A station that stands still while it is listened to: every guild was heard, and the status is 1 all the same."""
+    async with Radio("mp3", 2.0) as radio, demo(tmp_path, "--source", radio.url, "--duration", "5") as running:
+        await running.sees(lambda: f"{GUILDS}/{GUILDS}" in running.out, "all guilds joined")
+        radio.flowing.clear()
+        ended = await running.end()
+    assert ended.status == 1, ended.out
+    assert f"guilds heard   {GUILDS}/{GUILDS}" in ended.out
+    assert "silence for more than 1%" in ended.out
+    assert "broadcast.stalled" in ended.out
+    assert "source_stalled" in ended.out
+
+
 async def test_a_source_that_is_no_audio_is_named_as_the_trouble(without_audio: Demo) -> None:
     """Where the source cannot be played, the run ends by itself with status 1 and says why."""
     ended = await without_audio.end()
@@ -141,3 +169,11 @@ async def test_a_source_that_is_no_audio_is_named_as_the_trouble(without_audio: 
     assert f"guilds heard   0/{GUILDS}" in ended.out
     assert "source_not_audio" in ended.out
     assert "text.txt" in ended.out
+
+
+async def test_a_station_that_is_away_is_named_as_the_trouble(without_station: Demo) -> None:
+    """The pool would try it for ever; whoever waits at a terminal is told after half a minute."""
+    ended = await without_station.end()
+    assert ended.status == 1, ended.out
+    assert f"guilds heard   0/{GUILDS}" in ended.out
+    assert "source_unreachable" in ended.out

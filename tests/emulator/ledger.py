@@ -24,6 +24,7 @@ COUNTERS = (
     "rtp_before_speaking",
     "keepalives",
     "in_the_clear",
+    "silent_ticks",
 )
 SILENCE_FRAMES_BEFORE_GAP = 5
 _WINDOW_BITS = 64
@@ -79,7 +80,10 @@ class Ledger:
         self.counts: dict[str, Ints] = {name: np.zeros(rows, np.int64) for name in COUNTERS}
         self.first_arrival_ns: Ints = np.zeros(rows, np.int64)
         self.last_arrival_ns: Ints = np.zeros(rows, np.int64)
+        self.first_sound_ns: Ints = np.zeros(rows, np.int64)
+        self.last_sound_ns: Ints = np.zeros(rows, np.int64)
         self.silence_run: Ints = np.zeros(rows, np.int64)
+        self._sound_timestamp: Ints = np.zeros(rows, np.int64)
         self._started: Bools = np.zeros(rows, np.bool_)
         self._sequence: Ints = np.zeros(rows, np.int64)
         self._timestamp: Ints = np.zeros(rows, np.int64)
@@ -105,6 +109,8 @@ class Ledger:
             counter[row] = 0
         self.first_arrival_ns[row] = 0
         self.last_arrival_ns[row] = 0
+        self.first_sound_ns[row] = 0
+        self.last_sound_ns[row] = 0
         self.silence_run[row] = 0
         self._started[row] = False
         self._nonce_known[row] = False
@@ -178,6 +184,7 @@ class Ledger:
         self._seen[row] = 1
         self.first_arrival_ns[row] = packets.arrival_ns
         self.silence_run[row] = packets.silent
+        self._note_sound(packets)
         self._check_nonce(row, packets.nonce)
         self._record(packets, np.zeros(len(row), np.bool_))
 
@@ -198,6 +205,7 @@ class Ledger:
         self._sequence[row] = packets.sequence
         self._timestamp[row] = packets.timestamp
         self.silence_run[row] = np.where(silent, np.where(ahead == 1, self.silence_run[row] + 1, 1), 0)
+        self._note_sound(packets)
         self._check_nonce(row, packets.nonce)
         self._record(packets, after_pause)
 
@@ -212,7 +220,19 @@ class Ledger:
         found = within & ~repeated
         self._seen[row] |= np.where(found, bit, np.uint64(0))
         self.counts["lost"][row] -= found & (behind < self._above_first[row])
+        self.counts["silent_ticks"][row] -= found & ~packets.silent & (self.counts["silent_ticks"][row] > 0)
         self._record(packets.take(~repeated), np.zeros(int((~repeated).sum()), np.bool_))
+
+    def _note_sound(self, packets: Packets) -> None:
+        """Count the ticks without sound since the last one with it, whatever was sent in them."""
+        packets = packets.take(~packets.silent)
+        row = packets.row
+        again = self.first_sound_ns[row] > 0
+        ticks = modular_step(packets.timestamp, self._sound_timestamp[row], 32) // SAMPLES_PER_TICK
+        self.counts["silent_ticks"][row] += np.where(again, np.maximum(ticks - 1, 0), 0)
+        self.first_sound_ns[row] = np.where(again, self.first_sound_ns[row], packets.arrival_ns)
+        self.last_sound_ns[row] = packets.arrival_ns
+        self._sound_timestamp[row] = packets.timestamp
 
     def _check_nonce(self, row: Ints, nonce: Ints) -> None:
         risen = modular_step(nonce, self._nonce[row], 32) > 0

@@ -160,7 +160,8 @@ class SessionReport(msgspec.Struct, kw_only=True):
     sides sent a close frame. `trailing_silence` counts the silence frames at the end of what was received.
     `in_the_clear` are frames that should have been encrypted end to end (sampled guilds only), `audible_after_ms` is
     the time from op 4 to the first frame that a member could decrypt, `forwarded` are packets sent to this client,
-    `not_taken` those that this machine had no room for.
+    `not_taken` those that this machine had no room for. `silent_ticks` lie between two packets with sound, whatever was
+    sent in them.
     """
 
     user: str
@@ -181,6 +182,7 @@ class SessionReport(msgspec.Struct, kw_only=True):
     rtp_before_speaking: int
     keepalives: int
     in_the_clear: int
+    silent_ticks: int
     forwarded: int
     not_taken: int
     heartbeats: int
@@ -189,6 +191,8 @@ class SessionReport(msgspec.Struct, kw_only=True):
     audible_after_ms: float | None
     first_arrival_ns: int | None
     last_arrival_ns: int | None
+    first_sound_ns: int | None
+    last_sound_ns: int | None
     speaking: list[tuple[int, int]]
     close_code: int | None
     close_by: CloseSide | None
@@ -234,6 +238,7 @@ class Report(msgspec.Struct, kw_only=True):
     rtp_before_speaking: int
     keepalives: int
     in_the_clear: int
+    silent_ticks: int
     unknown_ssrc: int
     unreadable: int
     kernel_drops: int

@@ -197,6 +197,8 @@ def _session_report(session: VoiceSession, recorder: Recorder) -> SessionReport:
         audible_after_ms=audible_ns / _NS_PER_MS if session.audible_ns else None,
         first_arrival_ns=int(ledger.first_arrival_ns[row]) or None,
         last_arrival_ns=int(ledger.last_arrival_ns[row]) or None,
+        first_sound_ns=int(ledger.first_sound_ns[row]) or None,
+        last_sound_ns=int(ledger.last_sound_ns[row]) or None,
         speaking=list(session.speaking),
         close_code=None if closing is None else closing.code,
         close_by=None if closing is None else closing.by,

@@ -345,13 +345,16 @@ async def test_sequences_are_judged_also_where_they_wrap(
 @pytest.mark.parametrize("sampled", [True, False])
 @pytest.mark.parametrize(("silence", "lost"), [(5, 0), (6, 0), (4, 30), (0, 30)])
 async def test_a_pause_needs_five_silence_frames(bench: Bench, sampled: bool, silence: int, lost: int) -> None:
-    """A timestamp gap after five silence frames is no loss, without them all its ticks are lost."""
+    """A timestamp gap after five silence frames is no loss, without them all its ticks are lost; both are silence."""
     client = await bench.listening(sampled=sampled)
     client.play(audio(10) + [SILENCE] * silence)
     sent = 10 + silence
     client.play(audio(10, 10), sequence=sent, tick=sent + 30, nonce=sent)
     session = await bench.session()
     assert (session.lost, session.packets) == (lost, sent + 10)
+    assert session.silent_ticks == silence + 30
+    assert session.first_sound_ns == session.first_arrival_ns
+    assert session.last_sound_ns == session.last_arrival_ns
 
 
 @pytest.mark.parametrize("sampled", [True, False])

@@ -75,6 +75,22 @@ async def test_a_second_without_frames_that_nobody_flagged_is_told(
     assert state(programme) == "playing"
 
 
+async def test_a_second_of_a_gap_that_the_encoder_flagged_is_told_as_well(
+    programme: Programme, raw_store: Store, keys: Keys
+) -> None:
+    """That a source is away is dead air, too, though nothing is missing here."""
+    await publish(raw_store, keys, 0, 5, Flags.GAP)
+    programme.follow(RUN)
+    await until_heard(programme, 0)
+    start = epoch_tick(EPOCH_US) + 5
+    for tick in range(start, start + 49):
+        assert play(programme, tick) is None
+        assert state(programme) == "playing"
+    assert play(programme, start + 49) is None
+    assert state(programme) == "starved"
+    assert programme.underruns == 0
+
+
 async def test_a_flagged_end_is_no_underrun(programme: Programme, raw_store: Store, keys: Keys) -> None:
     """What ended or paused as it was meant to is idle, and nothing is missing."""
     await publish(raw_store, keys, 0, 5, Flags.ENDED)

@@ -16,16 +16,17 @@ import pytest
 from aiohttp import web
 
 from shared.clock import NS_PER_S, NS_PER_US, CommonClock, LocalClock
-from shared.errors import ErrorCode, GuildcastError
+from shared.errors import ErrorCode
 from shared.schema.frame_entry import FIELD, TICK_US, Flags, FrameEntry, unpack
-from shared.schema.records import BroadcastSpec, OpusRecord, SourceRecord, SourceWant
+from shared.schema.job import SourceKind
+from shared.schema.records import BroadcastSpec, BroadcastStatus, OpusRecord, SourceRecord, SourceWant
 from shared.store.client import Store
 from shared.store.keys import Keys
 from shared.store.time_sync import TimeSync, begin_time
 from tests.media.audio import PROGRAMME, decode_file, decode_opus, write_audio
-from tests.media.radio import Radio, find_marks
+from tests.media.radio import HangUp, Radio, find_marks
 from worker.encode.publish import Publisher
-from worker.encode.run import SourceRun
+from worker.encode.run import SourceRun, Word
 from worker.encode.source import SourceChild
 
 PATIENCE_S = 30.0
@@ -41,24 +42,40 @@ class Air:
         self.clock = clock
         self.media = media
         self.told: list[tuple[str, str, str]] = []
+        self.words: list[Word] = []
+        self.before: BroadcastStatus | None = None
         self.runs: list[SourceRun] = []
 
-    def want(self, url: str, *, run: int, term: int, loop: bool = False, lead_ms: int | None = 30_000) -> SourceWant:
-        source = SourceRecord(url=url, loop=loop, lead_ms=lead_ms)
+    def want(
+        self,
+        url: str,
+        *,
+        run: int,
+        term: int,
+        loop: bool = False,
+        lead_ms: int | None = 30_000,
+        kind: SourceKind = "auto",
+    ) -> SourceWant:
+        source = SourceRecord(url=url, loop=loop, lead_ms=lead_ms, kind=kind)
         spec = BroadcastSpec(broadcast="b", run=run, source=source, opus=OpusRecord())
         return SourceWant(generation=term, term=term, spec=spec)
 
     def start(self, want: SourceWant) -> SourceRun:
         publisher = Publisher(self.raw, self.key(want), lead_ms=30_000)  # keeps all that a test looks at
-        run = SourceRun(want, publisher, self.clock, self.media, self._tell)
+        run = SourceRun(want, publisher, self.clock, self.media, self._tell, self._recall)
         self.runs.append(run)
         return run
 
     def key(self, want: SourceWant) -> str:
         return f"air:frames:{{{want.spec.run}}}:main"
 
-    def _tell(self, _: SourceRun, state: str, reason: str, error: GuildcastError | None) -> None:
-        self.told.append((state, reason, str(error.code) if error else ""))
+    def _tell(self, _: SourceRun, word: Word) -> None:
+        self.words.append(word)
+        if word.is_event:
+            self.told.append((word.state, word.reason, str(word.error.code) if word.error else ""))
+
+    async def _recall(self) -> BroadcastStatus | None:
+        return self.before
 
     async def entries(self, want: SourceWant) -> list[FrameEntry]:
         found = await self.raw.command("XRANGE", self.key(want), "-", "+")
@@ -221,14 +238,15 @@ async def test_stop_before_the_first_frame_ends_the_run(air: Air) -> None:
         await runner.cleanup()
 
 
-async def test_a_source_that_cannot_be_opened_is_tried_five_times(air: Air) -> None:
-    """Each try is told as stalled with its code; after the fifth the run has ended."""
+async def test_a_file_that_cannot_be_opened_is_tried_five_times(air: Air) -> None:
+    """Each failure is told as stalled with its code, the first, second and fourth as events; the fifth is the end."""
     want = air.want("nothing.wav", run=next(_runs), term=10)
     run = air.start(want)
     await air.until(lambda: bool(air.told) and air.told[-1][0] == "ended")
-    assert air.told == [("stalled", "", ErrorCode.SOURCE_NOT_FOUND)] * 5 + [
+    assert air.told == [("stalled", "", ErrorCode.SOURCE_NOT_FOUND)] * 3 + [
         ("ended", "source_failed", ErrorCode.SOURCE_NOT_FOUND)
     ]
+    assert [(word.attempt, word.is_event) for word in air.words[:-1]] == [(1, True), (2, True), (3, False), (4, True)]
     assert run.encodes == 5
 
 
@@ -237,10 +255,7 @@ async def test_a_source_outside_the_media_folder_is_tried_once(air: Air) -> None
     want = air.want("/etc/hostname", run=next(_runs), term=10)
     air.start(want)
     await air.until(lambda: bool(air.told) and air.told[-1][0] == "ended")
-    assert air.told == [
-        ("stalled", "", ErrorCode.SOURCE_FORBIDDEN),
-        ("ended", "source_failed", ErrorCode.SOURCE_FORBIDDEN),
-    ]
+    assert air.told == [("ended", "source_failed", ErrorCode.SOURCE_FORBIDDEN)]
 
 
 async def test_a_source_that_runs_dry_flags_the_gap_and_returns_ahead_of_now(air: Air) -> None:
@@ -395,6 +410,68 @@ async def test_live_input_that_was_gone_is_late_by_its_lead_again(air: Air) -> N
         await until_late_by_a_second(radio, air, want, count)
         await run.close()
     assert run.encodes > 1
+
+
+@pytest.mark.parametrize(("hang_up", "away_status"), [("polite", 404), ("polite", 503), ("reset", 404)])
+async def test_live_input_goes_off_air_by_order_alone(air: Air, hang_up: HangUp, away_status: int) -> None:
+    """However a station leaves and whatever it says while it is away, it is heard again; the silence is told."""
+    async with Radio("ogg", hang_up=hang_up, away_status=away_status) as radio:
+        want = air.want(radio.url, run=next(_runs), term=10, lead_ms=1_000)
+        run = air.start(want)
+        await air.until_frames(want, 75)
+        radio.sending.clear()
+        count = await until_gap(air, want)
+        await air.until(lambda: ("stalled", "", ErrorCode.SOURCE_HTTP_STATUS) in air.told)
+        assert run.silent_ms >= 0
+        radio.sending.set()
+        frames = sum(len(entry.packets) for entry in (await air.entries(want))[:count])
+        entries = await air.until_frames(want, frames + 50)
+        await run.close()
+    left = ErrorCode.SOURCE_ENDED if hang_up == "polite" else ErrorCode.SOURCE_BROKEN
+    assert air.told[:3] == [
+        ("playing", "", ""), ("stalled", "", left), ("stalled", "", ErrorCode.SOURCE_HTTP_STATUS)
+    ]  # fmt: skip
+    assert air.told[-1] == ("playing", "", "")
+    assert air.words[-1].attempt == 0
+    missing = entries[count].first_index - entries[count - 1].next_index
+    assert run.silent_ms == missing * 20
+    assert missing > 0
+
+
+async def test_live_input_that_stands_still_is_told_as_stalled(air: Air) -> None:
+    """The connection stands and nothing comes: no failure yet, and silence all the same."""
+    async with Radio("ogg") as radio:
+        want = air.want(radio.url, run=next(_runs), term=10, lead_ms=500)
+        run = air.start(want)
+        await air.until_frames(want, 75)
+        radio.flowing.clear()
+        await air.until(lambda: air.told[-1] == ("stalled", "", ErrorCode.SOURCE_STALLED))
+        await air.until(lambda: run.silent_ms > 200)
+        radio.flowing.set()
+        await air.until(lambda: air.told[-1] == ("playing", "", ""))
+        await run.close()
+    assert run.encodes == 1
+    assert run.silent_ms > 200
+
+
+async def test_silence_between_two_encoders_is_counted(air: Air) -> None:
+    """Who takes over counts on from what was told before, and what was not heard meanwhile as well."""
+    name, run = clip(air.media, 8.0), next(_runs)
+    first = air.want(name, run=run, term=10, lead_ms=1_000)
+    runner = air.start(first)
+    await air.until_frames(first, 50)
+    await runner.close()
+    last = (await air.entries(first))[-1]
+    air.before = BroadcastStatus(state="playing", at=1, epoch_us=last.epoch_us, encodes=3, silent_ms=5_000)
+    await air.until(lambda: air.clock.now_us() > last.epoch_us + (last.next_index + 10) * TICK_US)
+    second = air.start(air.want(name, run=run, term=11, lead_ms=1_000))
+    count = len(await air.entries(first))
+    entries = await air.until_frames(first, sum(len(entry.packets) for entry in await air.entries(first)) + 25)
+    await second.close()
+    missing = entries[count].first_index - last.next_index
+    assert missing >= 10
+    assert second.silent_ms == 5_000 + missing * 20
+    assert second.encodes == 4
 
 
 async def test_live_input_that_stood_still_is_late_by_its_lead_again(air: Air) -> None:

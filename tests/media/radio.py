@@ -13,7 +13,7 @@ import struct
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import av
 import numpy as np
@@ -92,12 +92,17 @@ class _Sink(io.RawIOBase):
         return fetched
 
 
+HangUp = Literal["reset", "polite"]
+
+
 class Radio:
     """`async with Radio(...) as radio`: on air from `began_ns` on, whether or not somebody listens.
 
     Args:
         name: of its format.
         burst_s: so much of what was made already each listener gets at once.
+        hang_up: how listeners are left: by a reset, or as if that was all (the last chunk of an answer in chunks).
+        away_status: what new listeners are answered while it does not send.
     Attributes:
         began_ns: when sample 0 was made, on the clock of the day.
         listened_from: the first sample that each listener got.
@@ -106,8 +111,10 @@ class Radio:
         behind_s: by how much later than it was made the latest block was sent; little but on a busy machine.
     """
 
-    def __init__(self, name: str, burst_s: float = 0.0) -> None:
+    def __init__(self, name: str, burst_s: float = 0.0, *, hang_up: HangUp = "reset", away_status: int = 503) -> None:
         self._format = FORMATS[name]
+        self._hang_up = hang_up
+        self._away_status = away_status
         self._burst_samples = round(burst_s * RATE)
         self.sending = asyncio.Event()
         self.sending.set()
@@ -128,6 +135,8 @@ class Radio:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.sending.clear()
+        self.flowing.set()
         await self._runner.cleanup()
 
     @property
@@ -147,7 +156,7 @@ class Radio:
     async def _send(self, request: web.Request) -> web.StreamResponse:
         """Each listener from now or a burst ago on, a block as soon as its last sample was made."""
         if not self.sending.is_set():
-            return web.Response(status=503)
+            return web.Response(status=self._away_status)
         response = web.StreamResponse(headers={"Content-Type": self._format.content_type})
         await response.prepare(request)
         sink = _Sink()
@@ -176,8 +185,7 @@ class Radio:
                     await response.write(sink.fetch())
                 except ConnectionError:
                     return response
-        if request.transport is not None:
-            # A reset: an answer that just ends would be the end of the programme.
+        if self._hang_up == "reset" and request.transport is not None:
             connection = request.transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             request.transport.abort()

@@ -248,9 +248,9 @@ def test_cover_art_is_ignored(music: Pcm, tmp_path: Path) -> None:
     assert np.abs(_full(str(path))[:RATE] - music[:RATE]).max() < 1e-3
 
 
-def _code(url: str, **options: bool) -> ErrorCode:
+def _code(url: str, *, loop: bool = False) -> ErrorCode:
     with pytest.raises(SourceError) as caught:
-        for _ in decode(url, **options):
+        for _ in decode(url, loop=loop):
             pass
     return caught.value.code
 

@@ -26,8 +26,14 @@ def ring(*entries: FrameEntry) -> FrameRing:
 
 
 def played(of: FrameRing, start: int, end: int) -> str:
-    """One letter per index: the frame, or `_` before the start, `|` flagged, `.` ended, `?` missing."""
-    letters = {Silence.BEFORE_START: "_", Silence.FLAGGED: "|", Silence.ENDED: ".", Silence.MISSING: "?"}
+    """One letter per index: the frame, or `_` before the start, `|` paused, `-` a gap, `.` ended, `?` missing."""
+    letters = {
+        Silence.BEFORE_START: "_",
+        Silence.PAUSED: "|",
+        Silence.GAP: "-",
+        Silence.ENDED: ".",
+        Silence.MISSING: "?",
+    }
     found = [of.at(index) for index in range(start, end)]
     return "".join(letters[one] if isinstance(one, Silence) else one.decode() for one in found)
 
@@ -68,7 +74,7 @@ def test_a_lower_term_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "letter"),
-    [(Flags.GAP, "|"), (Flags.PAUSED, "|"), (Flags.ENDED, "."), (Flags.ENDED | Flags.PAUSED, "."), (Flags.NONE, "?")],
+    [(Flags.GAP, "-"), (Flags.PAUSED, "|"), (Flags.ENDED, "."), (Flags.ENDED | Flags.PAUSED, "."), (Flags.NONE, "?")],
 )
 def test_a_gap_is_told_from_a_hole(flags: Flags, letter: str) -> None:
     """A flagged gap is no underrun; what has no flag is one; an end is an end."""
@@ -145,7 +151,7 @@ def test_an_open_gap_is_never_forgotten() -> None:
     """A broadcast that was paused an hour ago is still paused."""
     filled = ring(entry(1, 0, *"ab", flags=Flags.PAUSED))
     filled.forget_before(100_000)
-    assert filled.at(100_001) is Silence.FLAGGED
+    assert filled.at(100_001) is Silence.PAUSED
 
 
 def test_frames_beyond_the_horizon_are_not_kept() -> None:
@@ -193,7 +199,7 @@ class Model:
         if isinstance(cell, bytes):
             return cell
         if isinstance(cell, Flags):
-            return Silence.ENDED if Flags.ENDED in cell else Silence.FLAGGED
+            return {Flags.PAUSED: Silence.PAUSED, Flags.ENDED: Silence.ENDED, Flags.GAP: Silence.GAP}[cell]
         return Silence.BEFORE_START if self.floor is None or index < self.floor else Silence.MISSING
 
 

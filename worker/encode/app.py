@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
+
+import msgspec
 
 from shared import process
 from shared.clock import CommonClock, LocalClock, unix_ms
-from shared.errors import GuildcastError, StoreError
+from shared.errors import StoreError
 from shared.logs import get_logger
 from shared.schema.event import broadcast_event
-from shared.schema.records import BroadcastState, BroadcastStatus, SourceWant, WorkerRecord, WorkerStats
+from shared.schema.records import BroadcastStatus, SourceWant, WorkerRecord, WorkerStats
 from shared.settings import Settings, parse_clock_error
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
 from shared.store.time_sync import TimeSync
 from worker.encode.publish import Publisher
-from worker.encode.run import SourceRun
+from worker.encode.run import SourceRun, Word
 from worker.membership import RENEW_EVERY_MS, Membership
 from worker.reporter import Reporter
 
@@ -99,7 +102,14 @@ class EncodeWorker:
                 if run is None:
                     lead_ms = want.spec.source.lead_ms_of(live=False)  # the longer one: not known yet
                     publisher = Publisher(self._frames, self._keys.frames(want.spec.run), lead_ms)
-                    self._runs[key] = SourceRun(want, publisher, self._clock, self._settings.media_dir, self._tell)
+                    self._runs[key] = SourceRun(
+                        want,
+                        publisher,
+                        self._clock,
+                        self._settings.media_dir,
+                        self._tell,
+                        partial(self._recall, want.spec.broadcast),
+                    )
                 elif run.want != want:
                     run.update(want)
 
@@ -107,16 +117,27 @@ class EncodeWorker:
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    def _tell(self, run: SourceRun, state: BroadcastState, reason: str, error: GuildcastError | None) -> None:
+    async def _recall(self, broadcast: str) -> BroadcastStatus | None:
+        status = await self._store.command("HGET", self._keys.broadcast(broadcast), "status")
+        try:
+            return msgspec.json.decode(status, type=BroadcastStatus) if status else None
+        except msgspec.MsgspecError:
+            return None  # of another version: its figures begin anew
+
+    def _tell(self, run: SourceRun, word: Word) -> None:
         spec, generation, worker = run.want.spec, run.want.generation, self._membership.id
         status = BroadcastStatus(
-            state=state,
+            state=word.state,
             at=unix_ms(),
             worker=worker,
             epoch_us=run.epoch_us,
             encodes=run.encodes,
-            code=str(error.code) if error else "",
-            message=error.message if error else "",
+            code=str(word.error.code) if word.error else "",
+            message=word.error.message if word.error else "",
+            silent_ms=run.silent_ms,
+            attempt=word.attempt,
         )
-        event = broadcast_event(spec, status, worker=worker, generation=generation, reason=reason)
+        event = None
+        if word.is_event:
+            event = broadcast_event(spec, status, worker=worker, generation=generation, reason=word.reason)
         self._reporter.tell(self._keys.broadcast(spec.broadcast), generation, status, event)

@@ -82,7 +82,8 @@ def run(order: ChildOrder, writer: RecordWriter) -> None:
     begin_samples = order.start_samples - preroll_frames * FRAME_SAMPLES
     try:
         encoder = OpusEncoder(order.opus)
-        for number, block in enumerate(decode(order.url, loop=order.loop, start_samples=begin_samples)):
+        blocks = decode(order.url, kind=order.kind, loop=order.loop, start_samples=begin_samples)
+        for number, block in enumerate(blocks):
             packet = encoder.encode(block.pcm)
             if number < preroll_frames:
                 continue

@@ -31,12 +31,16 @@ from av.packet import Packet
 from numpy.typing import NDArray
 
 from shared.errors import ErrorCode, SourceError
+from shared.schema.job import SourceKind
 
 SAMPLE_RATE = 48_000
 FRAME_SAMPLES = 960
 CHANNELS = 2
 IO_TIMEOUT_S = 8.0
-"""For opening, and for every single read."""
+"""For opening, and for every single read of a connection."""
+_HLS_TIMEOUT_S = 30.0
+"""For the next sound, whatever is read for it: three of the longest usual segments. A single connection that sends
+nothing is told by its own time-out before."""
 MAX_BAD_PACKETS_IN_ROW = 50
 """About a second of audio: what comes after that is not a scratch but another kind of data."""
 PREROLL_SAMPLES = SAMPLE_RATE
@@ -78,7 +82,7 @@ class Block:
     Attributes:
         position_samples: of the first sample, in the source's own time at 48 kHz; begins again with every pass.
         pcm: shape (960, 2), full scale at 1.0.
-        live: it comes from the web and has no known end.
+        live: it is taken for live input.
     """
 
     position_samples: int
@@ -87,7 +91,12 @@ class Block:
 
 
 def decode(
-    url: str, *, loop: bool = False, start_samples: int = 0, io_timeout_s: float = IO_TIMEOUT_S
+    url: str,
+    *,
+    kind: SourceKind = "auto",
+    loop: bool = False,
+    start_samples: int = 0,
+    io_timeout_s: float = IO_TIMEOUT_S,
 ) -> Iterator[Block]:
     """Decode one source.
 
@@ -96,21 +105,23 @@ def decode(
 
     Args:
         url: absolute path, or http(s) URL.
-        loop: begin again at the end without padding; else the last block is filled up with zeros.
+        kind: what a web source is taken for; `auto`: for live input where it does not tell its length.
+        loop: begin again at the end without padding; else, and at the end of live input, the last block is filled up
+            with zeros.
         start_samples: where to begin, at 48 kHz; exact to the sample, to half a sample when the source has another
-            rate. Beyond the end: the rest of the division when looping, else there is nothing to hear. A web source
-            of unknown length is taken for live: it begins where it is and only counts from `start_samples`.
+            rate. Beyond the end: the rest of the division when looping, else there is nothing to hear. Live input
+            begins where it is and only counts from `start_samples`.
         io_timeout_s: for opening, and for every single read.
     Yields: blocks, without end when looping.
     Raises: SourceError: SOURCE_NOT_FOUND, _FORBIDDEN, _HTTP_STATUS, _UNREACHABLE, _NOT_AUDIO, _EMPTY, _STALLED or
-        _BROKEN.
+        _BROKEN, or _ENDED: what is said to be live is an HLS playlist that has ended.
     """
     start = start_samples
     resampler, blocks = _Resampler(), _Blocks()
     first_pass = True
     while True:
         begun = False
-        for position, frame in _one_pass(url, start if first_pass else 0, io_timeout_s, blocks):
+        for position, frame in _one_pass(url, kind, start if first_pass else 0, io_timeout_s, blocks):
             blocks.add(resampler.adapt(frame))
             if not begun:
                 begun = True
@@ -118,11 +129,11 @@ def decode(
                 blocks.skip(start - position if first_pass else 0)
             blocks.add(resampler.push(frame))
             yield from blocks.whole()
-        if not loop:
+        if not loop or blocks.live:
             break
         if first_pass and (not begun or blocks.is_skipping):
             # The end came before the start, so the length is known to the sample.
-            length = blocks.position_at(resampler.next_input_at) if begun else _length_samples(url, io_timeout_s)
+            length = blocks.position_at(resampler.next_input_at) if begun else _length_samples(url, kind, io_timeout_s)
             start %= max(length, 1)
             resampler, blocks = _Resampler(), _Blocks()
         else:
@@ -132,13 +143,15 @@ def decode(
     yield from blocks.rest()
 
 
-def _one_pass(url: str, start_samples: int, io_timeout_s: float, blocks: _Blocks) -> Iterator[tuple[int, AudioFrame]]:
+def _one_pass(
+    url: str, kind: SourceKind, start_samples: int, io_timeout_s: float, blocks: _Blocks
+) -> Iterator[tuple[int, AudioFrame]]:
     """Decoded frames, each with its position at 48 kHz; they begin at most about `PREROLL_SAMPLES` before the start.
 
     Nothing is yielded when the source ends before that. `blocks` are told whether the source is live.
     """
     wanted = max(0, start_samples - PREROLL_SAMPLES)
-    with _open(url, io_timeout_s) as media:
+    with _open(url, kind, io_timeout_s) as media:
         blocks.live = media.is_live
         if start_samples and media.is_live:
             yield from _counted(media.frames(), start_samples)
@@ -150,13 +163,13 @@ def _one_pass(url: str, start_samples: int, io_timeout_s: float, blocks: _Blocks
         if sought is not None:
             yield from sought
             return
-    with _open(url, io_timeout_s) as media:
+    with _open(url, kind, io_timeout_s) as media:
         yield from media.frames_after(wanted)
 
 
-def _length_samples(url: str, io_timeout_s: float) -> int:
+def _length_samples(url: str, kind: SourceKind, io_timeout_s: float) -> int:
     """Length at 48 kHz, found by decoding all of it."""
-    with _open(url, io_timeout_s) as media:
+    with _open(url, kind, io_timeout_s) as media:
         return round(sum(Fraction(frame.samples * SAMPLE_RATE, frame.sample_rate) for frame in media.frames()))
 
 
@@ -169,7 +182,7 @@ def _counted(frames: Iterable[AudioFrame], position_samples: int) -> Iterator[tu
 
 
 @contextmanager
-def _open(url: str, io_timeout_s: float) -> Iterator[_Media]:
+def _open(url: str, kind: SourceKind, io_timeout_s: float) -> Iterator[_Media]:
     """Open `url` and pick FFmpeg's best audio stream; pictures and the rest are ignored."""
     is_web = url.lower().startswith(("http://", "https://"))
     if not is_web:
@@ -179,7 +192,7 @@ def _open(url: str, io_timeout_s: float) -> Iterator[_Media]:
         container = av.open(
             url if is_web else f"file:{url}",
             options=_web_options(io_timeout_s) if is_web else {"protocol_whitelist": _FILE_PROTOCOLS},
-            timeout=io_timeout_s,
+            timeout=(io_timeout_s, _HLS_TIMEOUT_S if is_web else io_timeout_s),
             metadata_errors="replace",
         )
     except av.FFmpegError as error:
@@ -191,18 +204,22 @@ def _open(url: str, io_timeout_s: float) -> Iterator[_Media]:
         if not isinstance(stream, AudioStream) or getattr(stream, "codec_context", None) is None:
             raise SourceError(f"{_shown(url)} holds no audio that can be decoded", code=ErrorCode.SOURCE_NOT_AUDIO)
         stream.codec_context.thread_count = 1
-        yield _Media(_shown(url), container, stream, is_web=is_web)
+        is_live = is_web and (kind == "live" or (kind == "auto" and container.duration is None))
+        if is_live and container.format.name == "hls" and container.duration is not None:
+            # read again from its beginning, what was heard before would be heard a second time
+            raise SourceError(f"the playlist of {_shown(url)} has ended", code=ErrorCode.SOURCE_ENDED)
+        yield _Media(_shown(url), container, stream, is_live=is_live)
 
 
 class _Media:
     """One opened source and its one audio stream.
 
     Attributes:
-        is_live: it comes from the web and has no known end.
+        is_live: it is taken for live input.
         seeks_exactly: time stamps after a seek are true to the sample.
     """
 
-    def __init__(self, shown: str, container: InputContainer, stream: AudioStream, *, is_web: bool) -> None:
+    def __init__(self, shown: str, container: InputContainer, stream: AudioStream, *, is_live: bool) -> None:
         self._shown = shown
         self._container = container
         self._stream = stream
@@ -210,7 +227,7 @@ class _Media:
         self._heard = False
         tick_s = stream.time_base
         self._fine_ticks = tick_s is not None and tick_s * stream.rate <= 1
-        self.is_live = is_web and container.duration is None
+        self.is_live = is_live
         self.seeks_exactly = self._fine_ticks and not _EXACT_SEEK.isdisjoint(container.format.name.split(","))
 
     def frames(self) -> Iterator[AudioFrame]:

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from shared.errors import MalformedPacket
-from shared.schema.job import Strict
+from shared.schema.job import SourceKind, Strict
 from shared.schema.records import OpusRecord
 
 MAX_BODY_BYTES = 0xFFFF
@@ -37,12 +37,14 @@ class ChildOrder(Strict, frozen=True):
 
     Attributes:
         url: absolute path of a local file, or an http(s) URL; already checked by the worker.
-        loop: begin again at the end, without a break.
+        kind: what a web source is taken for; `auto`: for live input where it does not tell its length.
+        loop: begin again at the end, without a break. Live input is opened again by the worker alone.
         start_samples: how far into the source to begin, at 48 kHz.
         opus: how to encode.
     """
 
     url: Annotated[str, Meta(min_length=1)]
+    kind: SourceKind = "auto"
     loop: bool = False
     start_samples: Annotated[int, Meta(ge=0)] = 0
     opus: OpusRecord = OpusRecord()

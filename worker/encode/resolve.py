@@ -12,6 +12,12 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
 _ALLOWED = "allowed are http:// and https:// URLs, and files inside GUILDCAST_MEDIA_DIR"
 
 
+def is_web(url: str) -> bool:
+    """Whether a source comes from the web; what does not is a file of this machine, or refused."""
+    match = _SCHEME.match(url)
+    return match is not None and match.group(1).lower() in ("http", "https")
+
+
 def resolve_source(url: str, media_dir: Path | None) -> str:
     """Turn what a job names into what a child may open.
 
@@ -23,10 +29,10 @@ def resolve_source(url: str, media_dir: Path | None) -> str:
     Raises: SourceError: SOURCE_FORBIDDEN, not retryable; the message says what is allowed, never more of a URL than
         its scheme.
     """
+    if is_web(url):
+        return _web(url)
     match = _SCHEME.match(url)
     scheme = match.group(1).lower() if match else ""
-    if scheme in ("http", "https"):
-        return _web(url)
     if scheme == "file":
         return _inside(_path_of_file_url(url), media_dir)
     if scheme:

@@ -1,7 +1,7 @@
-"""One source on air: its child's frames are given their place in time and published ahead of it.
+"""One source on air: what its feeder brings is given its place in time and published ahead of it.
 
-Two tasks: the feeder runs the child, and starts it anew when the source fails; the publisher knows index and time.
-Source: design section 3, "Lead", "Cuts" and "Gaps".
+Two tasks: the feeder (`worker.encode.feeder`) opens the source for as long as that is right; the publisher here knows
+index and time, and when listeners hear nothing. Source: design section 3, "Lead", "Cuts" and "Gaps".
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from shared.clock import NS_PER_MS, NS_PER_S, NS_PER_US, CommonClock
 from shared.errors import ErrorCode, Fenced, GuildcastError, SourceError, StoreError
 from shared.logs import get_logger
 from shared.schema.frame_entry import FRAMES_PER_ENTRY, TICK_US, Flags, FrameEntry
-from shared.schema.records import BroadcastState, SourceWant
+from shared.schema.job import SourceKind
+from shared.schema.records import BroadcastState, BroadcastStatus, SourceWant
+from worker.encode.feeder import FRAME_SAMPLES, Ended, Fed, Feeder, Opened, Stalled
 from worker.encode.live import LOOK_S, Beginning, LiveBeginning, LiveLateness, LivePace, entry_frames
 from worker.encode.publish import Publisher
 from worker.encode.records import ChildOrder
-from worker.encode.resolve import resolve_source
+from worker.encode.resolve import is_web, resolve_source
 from worker.encode.source import EncodedFrame, SourceChild
 
 _TICK_NS = TICK_US * NS_PER_US
@@ -32,22 +34,26 @@ MARK_AHEAD_NS = 100 * NS_PER_MS
 _REFILL_ENTRIES = 10
 """The lead of a file is filled up when so many entries of it are used, one for each second of lead where that is less:
 to wake for each single entry, with its code out of the caches by then, cost as much as encoding does."""
-SOURCE_TRIES = 5
-_BACKOFF_S = 0.5
-_LONGEST_BACKOFF_S = 8.0
-_RECOVERED_FRAMES = 500
-"""A source that ran for 10 s has its tries back."""
 _SEEK_TIMEOUT_S = 120.0
 """To reach a place in a source that cannot seek, all before it must be read first."""
-_QUEUE_FRAMES = 50
-_FRAME_SAMPLES = 960
+_STATUS_EVERY_S = 5.0
+"""While nothing comes, the silence that listeners hear is told so often."""
 
-Tell = Callable[["SourceRun", BroadcastState, str, GuildcastError | None], None]
 _T = TypeVar("_T")
 
 
-class _OpenedAnew:
-    """Stands before the first frame of each child but the first."""
+class Word(NamedTuple):
+    """What is told of a source. Without `is_event` only its figures are new."""
+
+    state: BroadcastState
+    reason: str = ""
+    error: GuildcastError | None = None
+    attempt: int = 0
+    is_event: bool = True
+
+
+Tell = Callable[["SourceRun", Word], None]
+Recall = Callable[[], Awaitable[BroadcastStatus | None]]
 
 
 class SourceRun:
@@ -57,30 +63,41 @@ class SourceRun:
         want: what the coordinator asked for.
         publisher: of the run's stream.
         media_dir: where sources that are files may lie.
-        tell: takes the broadcast's state, with a reason or an error.
+        tell: takes what becomes of it.
+        recall: what was told last of this broadcast, by whomever.
     Attributes:
         epoch_us: time of frame 0; 0 until it is known.
-        encodes: children started.
     """
 
     def __init__(
-        self, want: SourceWant, publisher: Publisher, clock: CommonClock, media_dir: Path | None, tell: Tell
+        self,
+        want: SourceWant,
+        publisher: Publisher,
+        clock: CommonClock,
+        media_dir: Path | None,
+        tell: Tell,
+        recall: Recall,
     ) -> None:
         self.want = want
         self.epoch_us = 0
-        self.encodes = 0
         self._publisher = publisher
         self._clock = clock
         self._media_dir = media_dir
         self._tell = tell
+        self._recall = recall
+        self._word = Word("starting")
+        """Told last."""
+        self._before = BroadcastStatus(state="starting", at=0)
+        """How it stood when this encoder took it over."""
+        self._silent_frames = 0
+        self._silent_from: int | None = None
+        """The first frame that is missing now."""
         self._next_index = 0
         self._marked_index = -1
         self._position_samples = 0
         self._batch: list[EncodedFrame] = []
         self._away = True
         """Nothing lies ahead of the listeners: what comes next starts at now + 200 ms."""
-        self._frames: asyncio.Queue[EncodedFrame | _OpenedAnew | SourceError | None] = asyncio.Queue(_QUEUE_FRAMES)
-        self._heard = False
         self._live = False
         self._found_not_live = False
         """Its end is not known, but it came too fast to be live: that holds for the run."""
@@ -92,21 +109,37 @@ class SourceRun:
         """Of the source as it is open now."""
         self._taken_samples = 0
         """Position of the last frame taken."""
-        self._child: SourceChild | None = None
+        self._feeder: Feeder | None = None
         self._log = get_logger().bind(broadcast=want.spec.broadcast, run=want.spec.run, term=want.term)
         self.task = asyncio.create_task(self._run(), name=f"source {want.spec.broadcast}")
 
     @property
     def child_pid(self) -> int | None:
-        return self._child.pid if self._child else None
+        return self._feeder.child.pid if self._feeder is not None and self._feeder.child is not None else None
+
+    @property
+    def encodes(self) -> int:
+        """Children started for this run."""
+        return self._before.encodes + (self._feeder.opened if self._feeder is not None else 0)
+
+    @property
+    def silent_ms(self) -> int:
+        """For how long listeners of this run heard nothing that should have been heard."""
+        frames = self._silent_frames
+        if self._silent_from is not None:
+            frames += max(0, self._index_at(self._clock.now_ns()) - self._silent_from)
+        return self._before.silent_ms + frames * TICK_US // 1_000
 
     async def _run(self) -> None:
         try:
             last = await self._patiently(self._publisher.last)
             if last is not None:
                 self.epoch_us, self._next_index = last.epoch_us, last.next_index
-                self._position_samples = last.position_samples + _FRAME_SAMPLES * len(last.packets)
+                self._position_samples = last.position_samples + FRAME_SAMPLES * len(last.packets)
                 self._away = self._is_past(self._next_index)
+                before = await self._patiently(self._recall)
+                if before is not None and before.epoch_us == self.epoch_us:
+                    self._before = before
             if self.want.stop:
                 await self._end("stopped")
                 return
@@ -114,97 +147,99 @@ class SourceRun:
                 # Somebody else published all of it: only the rest is to be heard.
                 await self._finished("finished", None)
                 return
-            feeder = asyncio.create_task(self._feed(), name=f"feeder {self.want.spec.broadcast}")
-            try:
-                await self._publish_all()
-            finally:
-                feeder.cancel()
-                await asyncio.gather(feeder, return_exceptions=True)
+            if last is not None and self._away:
+                self._silent_from = self._next_index
+            await self._play()
         except Fenced as error:
             self._log.info("publisher.fenced", error=error.message)
         except Exception:  # noqa: BLE001 - one source's defect must not end the others
             self._log.exception("source.crashed")
-            self._tell(self, "ended", "source_failed", SourceError("internal error", code=ErrorCode.SOURCE_FAILED))
+            self._say(Word("ended", "source_failed", SourceError("internal error", code=ErrorCode.SOURCE_FAILED)))
 
-    # the feeder
+    async def _play(self) -> None:
+        """Feed and publish until the source ends.
 
-    async def _feed(self) -> None:
-        """Feed, and let no defect of the feeder leave the publisher waiting."""
-        try:
-            await self._feed_frames()
-        except Exception:  # noqa: BLE001 - told as the end of the source
-            self._log.exception("feeder.crashed")
-            await self._frames.put(SourceError("internal error", code=ErrorCode.SOURCE_FAILED))
-
-    async def _feed_frames(self) -> None:
-        """Put frames, then None at the end of the source, or the error that ends it."""
-        fed_samples = self._position_samples
-        tries = 0
-        while True:
-            frames = 0
-            try:
-                async with await self._start_child(fed_samples) as self._child:
-                    while (frame := await self._child.read()) is not None:
-                        if not frames and tries:
-                            await self._frames.put(_OpenedAnew())
-                        await self._frames.put(frame)
-                        fed_samples = frame.position_samples + _FRAME_SAMPLES
-                        frames += 1
-                        if frames == 1 and tries and self._heard:
-                            self._tell(self, "playing", "", None)
-                await self._frames.put(None)
-                return
-            except (SourceError, OSError) as failure:  # OSError: no process or pipe to be had, or none to be got rid of
-                error = failure if isinstance(failure, SourceError) else SourceError(f"encoding process: {failure}")
-                tries = 1 if frames >= _RECOVERED_FRAMES else tries + 1
-                self._log.warning("source.stalled", code=error.code, error=error.message, attempt=tries)
-                self._tell(self, "stalled", "", error)
-                if tries >= SOURCE_TRIES or not error.retryable:
-                    await self._frames.put(error)
-                    return
-            finally:
-                self._child = None
-            backoff_s = min(_LONGEST_BACKOFF_S, _BACKOFF_S * 2 ** (tries - 1))
-            await asyncio.sleep(backoff_s * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
-
-    async def _start_child(self, start_samples: int) -> SourceChild:
+        Raises: Fenced.
+        """
         source = self.want.spec.source
-        url = resolve_source(source.url or "", self._media_dir)
-        self.encodes += 1
-        return await SourceChild.start(
-            ChildOrder(url=url, loop=source.loop, start_samples=start_samples, opus=self.want.spec.opus),
-            first_frame_timeout_s=_SEEK_TIMEOUT_S if start_samples else None,
+        self._feeder = Feeder(
+            source,
+            is_local=not is_web(source.url or ""),
+            start_child=self._start_child,
+            start_samples=self._position_samples,
         )
+        feeding = asyncio.create_task(self._feeder.run(), name=f"feeder {self.want.spec.broadcast}")
+        try:
+            await self._publish_all(self._feeder.fed)
+        finally:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+
+    async def _start_child(self, kind: SourceKind, start_samples: int) -> SourceChild:
+        source = self.want.spec.source
+        return await SourceChild.start(
+            ChildOrder(
+                url=resolve_source(source.url or "", self._media_dir),
+                kind=kind,
+                loop=source.loop,
+                start_samples=start_samples,
+                opus=self.want.spec.opus,
+            ),
+            first_frame_timeout_s=_SEEK_TIMEOUT_S if start_samples and kind != "live" else None,
+        )
+
+    # what is told
+
+    def _say(self, word: Word) -> None:
+        """Tell a state. Of failures in a row, the first, the second, the fourth ... are events, and each new one."""
+        before, self._word = self._word, word
+        if word.state == before.state == "stalled":
+            same = before.error is not None and word.error is not None and before.error.code == word.error.code
+            word = word._replace(is_event=not same or word.attempt.bit_count() == 1)
+        elif word.state == before.state:
+            return
+        if word.is_event and word.error is not None:
+            code, message = word.error.code, word.error.message
+            self._log.warning(f"source.{word.state}", code=code, error=message, attempt=word.attempt)
+        self._tell(self, word)
+
+    def _tell_figures(self) -> None:
+        self._tell(self, self._word._replace(is_event=False))
 
     # the publisher
 
-    async def _publish_all(self) -> None:
+    async def _publish_all(self, fed: asyncio.Queue[Fed]) -> None:
         while True:
-            frame = await self._next_frame()
-            if isinstance(frame, EncodedFrame):
-                self._live = frame.live and not self._found_not_live
-                self._note_pace(frame)
-                self._batch.append(frame)
-                if self._live and self._flowing:
-                    self._look_at_lateness()
-                if not self._flowing and not self._may_flow():
-                    continue
-                while len(self._batch) >= self._entry_frames:
-                    await self._publish_batch(Flags.NONE)
-            elif isinstance(frame, _OpenedAnew):
-                if self._live and self._flowing and self._batch:
-                    await self._publish_batch(Flags.NONE)  # it goes on from here, or is cut
-                self._flowing, self._live_beginning = False, None
-                self._live_pace, self._live_lateness = LivePace(), LiveLateness()
-            elif frame is None:
-                await self._publish_batch(Flags.ENDED)
-                await self._finished("finished", None)
-                return
-            else:
-                if self._batch or self.epoch_us:
+            match await self._next(fed):
+                case Opened():
+                    self._flowing, self._live_beginning = False, None
+                    self._live_pace, self._live_lateness = LivePace(), LiveLateness()
+                case EncodedFrame() as frame:
+                    await self._take(frame, fed.qsize())
+                case Stalled(error, attempt):
+                    if self._live and self._flowing and self._batch:
+                        await self._publish_batch(Flags.NONE)  # it goes on from here, or is cut
+                    self._say(Word("stalled", "", error, attempt))
+                case Ended(None):
                     await self._publish_batch(Flags.ENDED)
-                await self._finished("source_failed", frame)
-                return
+                    await self._finished("finished", None)
+                    return
+                case Ended(error):
+                    if self._batch or self.epoch_us:
+                        await self._publish_batch(Flags.ENDED)
+                    await self._finished("source_failed", error)
+                    return
+
+    async def _take(self, frame: EncodedFrame, waiting: int) -> None:
+        """Publish what is ripe with one more frame; so many more are there."""
+        self._live = frame.live and not self._found_not_live
+        self._note_pace(frame)
+        self._batch.append(frame)
+        if self._live and self._flowing:
+            self._look_at_lateness(waiting)
+        if self._flowing or self._may_flow():
+            while len(self._batch) >= self._entry_frames:
+                await self._publish_batch(Flags.NONE)
 
     @property
     def _lead_ms(self) -> int:
@@ -246,8 +281,7 @@ class SourceRun:
         newest_index = self._index_at(beginning.newest_at_ns)
         if self._away:
             self._batch = self._batch[-beginning.frames :]
-            self._next_index = max(self._next_index + 1, newest_index - len(self._batch) + 1)
-            self._away = False
+            self._return_at(newest_index - len(self._batch) + 1)
         self._batch = self._batch[-max(1, newest_index - self._next_index + 1) :]
 
     def _note_pace(self, frame: EncodedFrame) -> None:
@@ -256,9 +290,9 @@ class SourceRun:
         self._taken_samples = frame.position_samples
         self._live_pace.arrived(self._clock.now_ns())
 
-    def _look_at_lateness(self) -> None:
+    def _look_at_lateness(self, waiting_before: int) -> None:
         """Leave out what live input is late by, unless it turns out to be none."""
-        now_ns, waiting = self._clock.now_ns(), len(self._batch) + self._frames.qsize()
+        now_ns, waiting = self._clock.now_ns(), len(self._batch) + waiting_before
         late_ns = self._time_ns(self._next_index + waiting - 1) - now_ns - self._lead_ms * NS_PER_MS
         found = self._live_lateness.taken(now_ns, late_ns, waiting)
         if found == "in time":
@@ -274,14 +308,23 @@ class SourceRun:
         self.epoch_us = -(-common_ns // _TICK_NS) * TICK_US
         self._away = False
 
-    async def _next_frame(self) -> EncodedFrame | _OpenedAnew | SourceError | None:
-        """The next frame; when listeners are about to run dry before it comes, the gap is flagged first."""
+    def _return_at(self, index: int) -> None:
+        """Listeners heard nothing up to here."""
+        index = max(self._next_index + 1, index)
+        if self._silent_from is not None:
+            self._silent_frames += index - self._silent_from
+            self._silent_from = None
+        self._next_index = index
+        self._away = False
+
+    async def _next(self, fed: asyncio.Queue[Fed]) -> Fed:
+        """What comes next; when listeners are about to run dry before it comes, the gap is flagged first."""
         while self._live_beginning is not None:
             if not self._away and self._is_past(self._next_index):
                 await self._run_dry()  # a burst is looked at, and none of it is ahead of the listeners yet
             try:
                 async with asyncio.timeout(LOOK_S):
-                    return await self._frames.get()
+                    return await fed.get()
             except TimeoutError:
                 if self._begin_live(self._live_beginning.look(self._clock.now_ns())):
                     while len(self._batch) >= self._entry_frames:
@@ -290,12 +333,18 @@ class SourceRun:
             deadline_ns = self._time_ns(self._next_index) - MARK_AHEAD_NS - self._clock.now_ns()
             try:
                 async with asyncio.timeout(max(0.0, deadline_ns / 1e9)):
-                    return await self._frames.get()
+                    return await fed.get()
             except TimeoutError:
-                if not self._frames.empty():
-                    return self._frames.get_nowait()
+                if not fed.empty():
+                    return fed.get_nowait()
                 await self._run_dry()
-        return await self._frames.get()
+        while True:
+            try:
+                async with asyncio.timeout(_STATUS_EVERY_S):
+                    return await fed.get()
+            except TimeoutError:
+                if self._silent_from is not None:
+                    self._tell_figures()
 
     async def _run_dry(self) -> None:
         """Flag the gap. Live input that is looked at is not published with it: it may be too old."""
@@ -307,7 +356,10 @@ class SourceRun:
         await self._publish_batch(Flags.GAP)
         self._batch = looked_at
         self._away, self._flowing = True, False
-        self._log.info("source.ran_dry", index=self._next_index)
+        self._silent_from = self._next_index
+        self._log.warning("source.ran_dry", index=self._next_index)
+        if self._word.state == "playing":
+            self._say(Word("stalled", "", SourceError("nothing comes any more", code=ErrorCode.SOURCE_STALLED)))
 
     async def _publish_batch(self, flags: Flags) -> None:
         """Publish up to five frames, or a mark where there is none, when their lead has come."""
@@ -316,7 +368,7 @@ class SourceRun:
         if not self.epoch_us:
             self._begin_at(self._clock.now_ns() + CUT_AHEAD_NS)
         if self._away and batch:
-            self._next_index = max(self._next_index + 1, self._index_at(self._clock.now_ns() + CUT_AHEAD_NS))
+            self._return_at(self._index_at(self._clock.now_ns() + CUT_AHEAD_NS))
         self._away = False
         if not batch and self._next_index == self._marked_index:
             self._next_index += 1  # a mark stands there already, and an id is used once
@@ -334,10 +386,8 @@ class SourceRun:
         if not batch:
             self._marked_index = self._next_index
         if batch:
-            self._position_samples = batch[-1].position_samples + _FRAME_SAMPLES
-            if not self._heard:
-                self._heard = True
-                self._tell(self, "playing", "", None)
+            self._position_samples = batch[-1].position_samples + FRAME_SAMPLES
+            self._say(Word("playing"))
         if not last and flags:
             await self._publish_batch(flags)
 
@@ -352,8 +402,10 @@ class SourceRun:
                 self._log.warning("publisher.delayed", error=error.message)
                 await asyncio.sleep(random.uniform(0.1, 0.4))  # noqa: S311 - jitter
                 if self._is_past(entry.first_index):
-                    moved = self._index_at(self._clock.now_ns() + CUT_AHEAD_NS)
-                    entry = entry._replace(first_index=max(entry.first_index, moved))
+                    moved = max(entry.first_index, self._index_at(self._clock.now_ns() + CUT_AHEAD_NS))
+                    self._silent_frames += (moved - entry.first_index) if entry.packets else 0
+                    entry = entry._replace(first_index=moved)
+                    self._say(Word("stalled", "", error))
             else:
                 self._next_index = entry.next_index
                 return
@@ -371,7 +423,7 @@ class SourceRun:
             wait_ns = self._time_ns(self._next_index) - self._clock.now_ns()
             await asyncio.sleep(max(0.0, wait_ns / 1e9))
             await self._patiently(self._publisher.expire)
-        self._tell(self, "ended", reason, error)
+        self._say(Word("ended", reason, error))
 
     # the end by order
 
@@ -401,7 +453,7 @@ class SourceRun:
                 FrameEntry(self.want.term, index, self.epoch_us, 0, self._position_samples, (), Flags.ENDED)
             )
             await self._patiently(self._publisher.expire)
-        self._tell(self, "ended", reason, None)
+        self._say(Word("ended", reason))
 
     async def close(self) -> None:
         """Let go of the run without a word: what is published stays, somebody else may go on."""

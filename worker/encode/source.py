@@ -21,7 +21,7 @@ from shared.errors import ErrorCode, MalformedPacket, SourceError
 from shared.protocol.opus import check_frame
 from worker.encode.records import HEADER_BYTES, ChildOrder, Header, Kind, unpack_error, unpack_header
 
-FRAME_TIMEOUT_S = 10.0
+FRAME_TIMEOUT_S = 35.0
 """How long `read` waits for one record; above the child's own time-outs, which tell more."""
 CHILD_ARGUMENTS = ("-P", "-m", "worker.encode.child")
 """How the interpreter is called; the worker's process id follows."""

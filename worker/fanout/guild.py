@@ -192,7 +192,7 @@ class GuildSession:
             case "idle":
                 self.tell("idle")
             case "starved":
-                self.tell("idle", SourceError("no frames come from the encoder", code=ErrorCode.SOURCE_STALLED))
+                self.tell("idle", SourceError("nothing comes from the source", code=ErrorCode.SOURCE_STALLED))
 
     def tell(self, state: GuildState, error: GuildcastError | None = None) -> None:
         """Report a state once, and details as they change: the number of listeners with an event of its own."""

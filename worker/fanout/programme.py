@@ -18,8 +18,8 @@ _RETIRE_AFTER_S = 3.0
 """A run that left the records plays on until its end mark, which lies 200 ms ahead, or this long."""
 _FORGET_EVERY_TICKS = 50
 _KEEP_PLAYED_TICKS = 10
-_UNDERRUN_TOLD_TICKS = 50
-"""A second without frames that nobody flagged is dead air, and told."""
+_SILENCE_TOLD_TICKS = 50
+"""A second without frames that nobody ordered is dead air, and told."""
 
 
 ProgrammeState = Literal["playing", "idle", "starved"]
@@ -41,8 +41,8 @@ class Programme:
         self.run = 0
         self.underruns = 0
         self.state: ProgrammeState = "idle"
-        """What listeners hear: told of each change; `starved` is silence that nobody flagged."""
-        self._missing_ticks = 0
+        """What listeners hear: told of each change; `starved` is silence that nobody ordered."""
+        self._silent_ticks = 0
         self._frames = frames
         self._keys = keys
         self._clock = clock
@@ -119,14 +119,14 @@ class Programme:
         if not tick % _FORGET_EVERY_TICKS:
             ring.forget_before(index - _KEEP_PLAYED_TICKS)
         found = ring.at(index)
-        missing = found is Silence.MISSING
-        self._missing_ticks = self._missing_ticks + 1 if missing else 0
-        self.underruns += missing
+        self.underruns += found is Silence.MISSING
+        dead_air = found in (Silence.MISSING, Silence.GAP)
+        self._silent_ticks = self._silent_ticks + 1 if dead_air else 0
         if not isinstance(found, Silence):
             self.state = "playing"
-        elif not missing:
+        elif not dead_air:
             self.state = "idle"
-        elif self._missing_ticks >= _UNDERRUN_TOLD_TICKS:
+        elif self._silent_ticks >= _SILENCE_TOLD_TICKS:
             self.state = "starved"
 
 

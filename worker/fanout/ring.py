@@ -18,7 +18,10 @@ class Silence(Enum):
     """Why there is no frame at an index."""
 
     BEFORE_START = auto()
-    FLAGGED = auto()
+    PAUSED = auto()
+    """By order."""
+    GAP = auto()
+    """The encoder has nothing, and said so in time."""
     ENDED = auto()
     MISSING = auto()
     """Not there and nobody said why: an underrun."""
@@ -96,7 +99,9 @@ class FrameRing:
             return packet
         for gap in self._gaps:
             if gap.covers(index):
-                return Silence.ENDED if Flags.ENDED in gap.flags else Silence.FLAGGED
+                if Flags.ENDED in gap.flags:
+                    return Silence.ENDED
+                return Silence.GAP if Flags.GAP in gap.flags else Silence.PAUSED
         if self._floor is None or index < self._floor:
             return Silence.BEFORE_START
         return Silence.MISSING

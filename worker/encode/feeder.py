@@ -1,0 +1,165 @@
+"""Feeds one source: runs its child, and opens the source again when it fails, as long as that is right.
+
+    start_child ─▶ frames ─▶ queue        a failure ─▶ Stalled ─▶ (wait) ─▶ Opened ─▶ frames ...
+                                          the end of a file, or of its tries ─▶ Ended
+
+Live input is opened again for ever. What has never been open may be live, so it is, too, unless it is a local file or
+said to be one. A file ends when it ends, and is given up after some tries. Source: design section 3, "Off air only by
+order".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection
+from typing import Literal, NamedTuple
+
+from shared.errors import ErrorCode, SourceError
+from shared.logs import get_logger
+from shared.schema.job import SourceKind
+from shared.schema.records import SourceRecord
+from worker.encode.retries import Retries
+from worker.encode.source import EncodedFrame, SourceChild
+
+FRAME_SAMPLES = 960
+_RECOVERED_FRAMES = 500
+"""A file that was read for 10 s has its tries back; of live input any sound will do."""
+_QUEUE_FRAMES = 50
+_JUDGED_FRAMES = 500
+_NS_PER_FRAME = 20_000_000
+
+Nature = Literal["unknown", "live", "file"]
+StartChild = Callable[[SourceKind, int], Awaitable[SourceChild]]
+"""Opens the source as what it is taken for, from a position in samples at 48 kHz on."""
+
+
+class Opened(NamedTuple):
+    """Stands before the first frame of each child."""
+
+
+class Stalled(NamedTuple):
+    """Nothing comes; it is tried again after this."""
+
+    error: SourceError
+    attempt: int
+
+
+class Ended(NamedTuple):
+    """Nothing more will come: the end of a file, or an error that trying again does not mend."""
+
+    error: SourceError | None
+
+
+Fed = EncodedFrame | Opened | Stalled | Ended
+
+
+class Feeder:
+    """One source's frames, whatever happens to it.
+
+    Args:
+        source: what the job says of it.
+        is_local: it is a file of this machine.
+        start_child: opens it.
+        start_samples: position to begin at.
+        retries: when it is opened again.
+    Attributes:
+        fed: what comes, in order.
+        child: the one that runs.
+        opened: how many children were started.
+    """
+
+    def __init__(
+        self,
+        source: SourceRecord,
+        *,
+        is_local: bool,
+        start_child: StartChild,
+        start_samples: int = 0,
+        retries: Retries | None = None,
+    ) -> None:
+        self.fed: asyncio.Queue[Fed] = asyncio.Queue(_QUEUE_FRAMES)
+        self.child: SourceChild | None = None
+        self.opened = 0
+        self._start_child = start_child
+        self._loops = source.loop
+        self._next_samples = start_samples
+        self._retries = retries or Retries()
+        self._nature: Nature = "unknown"
+        """What it is taken for: said in the job, or shown when it is first open."""
+        if is_local or source.kind == "file":
+            self._nature = "file"
+        elif source.kind == "live":
+            self._nature = "live"
+
+    async def run(self) -> None:
+        """Feed until the end. A defect of this side is told as the end: nobody must wait for it for ever."""
+        try:
+            while (ended := await self._open_once()) is None:
+                pass
+            await self.fed.put(ended)
+        except Exception:  # noqa: BLE001 - told as the end of the source
+            get_logger().exception("feeder.crashed")
+            await self.fed.put(Ended(SourceError("internal error", code=ErrorCode.SOURCE_FAILED)))
+
+    async def _open_once(self) -> Ended | None:
+        """Feed one child to its end; wait until it is time for the next one, or say that there is none."""
+        self._retries.opened(time.monotonic())
+        try:
+            return await self._feed_child()
+        except (SourceError, OSError) as failure:  # OSError: no process or pipe to be had, or none to be got rid of
+            error = failure if isinstance(failure, SourceError) else SourceError(f"encoding process: {failure}")
+        finally:
+            self.child = None
+        if not error.retryable:
+            return Ended(error)
+        now_s = time.monotonic()
+        wait_s = self._retries.of_file(now_s) if self._nature == "file" else self._retries.of_live_input(now_s)
+        if wait_s is None:
+            return Ended(error)
+        await self.fed.put(Stalled(error, self._retries.attempt))
+        await asyncio.sleep(wait_s)
+        return None
+
+    async def _feed_child(self) -> Ended | None:
+        """Put the frames of one child; None: there is another one to come at once.
+
+        Raises: SourceError, OSError.
+        """
+        self.opened += 1
+        kind: SourceKind = "auto" if self._nature == "unknown" else self._nature
+        frames = 0
+        waited_ns: deque[int] = deque(maxlen=_JUDGED_FRAMES)
+        async with await self._start_child(kind, self._next_samples) as self.child:
+            while True:
+                since_ns = time.monotonic_ns()
+                if (frame := await self.child.read()) is None:
+                    break
+                if frames:
+                    waited_ns.append(time.monotonic_ns() - since_ns)
+                else:
+                    if self._nature == "unknown":
+                        self._nature = "live" if frame.live else "file"
+                    await self.fed.put(Opened())
+                await self.fed.put(frame)
+                self._next_samples = frame.position_samples + FRAME_SAMPLES
+                frames += 1
+                if self._nature == "live" or frames >= _RECOVERED_FRAMES:
+                    self._retries.recovered()
+        if kind == "auto" and self._nature == "live" and _was_a_file(waited_ns):
+            self._nature = "file"
+            if self._loops:  # the child could not know that it is to begin again
+                self._next_samples = 0
+                return None
+        if self._nature == "live":
+            raise SourceError("the server ended the stream", code=ErrorCode.SOURCE_ENDED)
+        return Ended(None)
+
+
+def _was_a_file(waited_ns: Collection[int]) -> bool:
+    """Whether something of unknown length that has ended was there whenever it was asked for.
+
+    Args: waited_ns: how long each of the last frames was waited for. Live input is waited for as long as it is heard.
+    """
+    return 2 * sum(waited_ns) < len(waited_ns) * _NS_PER_FRAME
