@@ -30,15 +30,18 @@ const player = createAudioPlayer();
 const frames = new Map();
 let connection;
 
-// The receiver gives streams by user: one is opened for each user when a packet of theirs is first told of.
+// The receiver gives streams by user: one is opened for each user when a packet of theirs is first told of. Who speaks
+// without a pause is told of once, and that may have been before anybody asked.
 function listen(receiver) {
-  receiver.speaking.on('start', (user) => {
+  const open = (user) => {
     if (receiver.subscriptions.has(user)) return;
     const stream = receiver.subscribe(user, { end: { behavior: EndBehaviorType.Manual } });
     if (!frames.has(user)) frames.set(user, []);
     stream.on('data', (frame) => frames.get(user).push(frame.toString('base64')));
     stream.on('error', (error) => process.stderr.write(`receiver: ${error}\n`));
-  });
+  };
+  receiver.speaking.on('start', open);
+  for (const user of receiver.speaking.users.keys()) open(user);
 }
 
 function session() {
