@@ -146,6 +146,8 @@ class BroadcastStatus(Record, frozen=True, kw_only=True):
     """Encoders started for this run so far, takeovers and retries of the source included."""
     silent_ms: int = 0
     """For how long listeners heard nothing since the run began, although something should have played."""
+    delay_ms: int = 0
+    """How late live input is heard; 0 of a file."""
     attempt: int = 0
     """How often in a row the source could not be opened or read, while it is stalled."""
     code: str = ""

@@ -136,6 +136,7 @@ class EncodeWorker:
             message=word.error.message if word.error else "",
             silent_ms=run.silent_ms,
             attempt=word.attempt,
+            delay_ms=run.delay_ms,
         )
         event = None
         if word.is_event:

@@ -13,6 +13,8 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import av.logging
 import msgspec
@@ -20,7 +22,7 @@ import msgspec
 from shared.errors import ErrorCode, GuildcastError
 from worker.encode.decode import FRAME_SAMPLES, decode
 from worker.encode.opus import OpusEncoder
-from worker.encode.records import MAX_ORDER_BYTES, ChildOrder, Kind, pack, pack_error
+from worker.encode.records import MAX_ORDER_BYTES, ChildOrder, Kind, pack, pack_error, read_rate
 
 MEMORY_LIMIT_BYTES = 1024**3
 """Limit of the address space: see `confine`."""
@@ -72,8 +74,8 @@ class RecordWriter:
             raise ReaderGone from error
 
 
-def run(order: ChildOrder, writer: RecordWriter) -> None:
-    """Carry out one order, to its END or its ERROR record.
+def run(order: ChildOrder, writer: RecordWriter, rate_ppm: Callable[[], int]) -> None:
+    """Carry out one order, to its END or its ERROR record; `rate_ppm` says how much faster to play live input.
 
     Raises: ReaderGone.
     """
@@ -82,7 +84,7 @@ def run(order: ChildOrder, writer: RecordWriter) -> None:
     begin_samples = order.start_samples - preroll_frames * FRAME_SAMPLES
     try:
         encoder = OpusEncoder(order.opus)
-        blocks = decode(order.url, kind=order.kind, loop=order.loop, start_samples=begin_samples)
+        blocks = decode(order.url, kind=order.kind, loop=order.loop, start_samples=begin_samples, rate_ppm=rate_ppm)
         for number, block in enumerate(blocks):
             packet = encoder.encode(block.pcm)
             if number < preroll_frames:
@@ -112,7 +114,7 @@ def main() -> int:
         except msgspec.MsgspecError as error:
             writer.write(pack_error(ErrorCode.CONFIG_INVALID, f"unreadable order: {error}"))
             return 0
-        run(order, writer)
+        run(order, writer, partial(read_rate, sys.stdin.fileno()))
     except ReaderGone:
         return 0
     return 0

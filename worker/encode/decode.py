@@ -12,7 +12,7 @@ import ssl
 import stat
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -46,6 +46,18 @@ MAX_BAD_PACKETS_IN_ROW = 50
 PREROLL_SAMPLES = SAMPLE_RATE
 """Decoded and dropped before a start: fills the memory of decoder (bit reservoir, overlap) and resampler."""
 
+# The resampler makes time stamps true by playing faster or slower: ready from the first sample on (`res`), because to
+# begin later would be heard; from a tenth of a millisecond on; within a second; by half a per cent at most, which is
+# more than is asked for; and never by leaving out or filling in.
+_STEERED = {
+    "flags": "res",
+    "min_comp": "0.0001",
+    "min_hard_comp": "1000000",
+    "comp_duration": "1",
+    "max_soft_comp": "0.005",
+}
+_TIME_PARTS = 64
+"""Of a sample, as which time stamps are given."""
 # A file may name no other protocol, and HTTP may not lead to a file. `data` carries keys inside HLS playlists.
 _FILE_PROTOCOLS = "file"
 _HTTP_PROTOCOLS = "http,https,tcp,tls,crypto,data"
@@ -97,6 +109,7 @@ def decode(
     loop: bool = False,
     start_samples: int = 0,
     io_timeout_s: float = IO_TIMEOUT_S,
+    rate_ppm: Callable[[], int] = lambda: 0,
 ) -> Iterator[Block]:
     """Decode one source.
 
@@ -112,6 +125,7 @@ def decode(
             rate. Beyond the end: the rest of the division when looping, else there is nothing to hear. Live input
             begins where it is and only counts from `start_samples`.
         io_timeout_s: for opening, and for every single read.
+        rate_ppm: asked for each frame of live input, by how much faster it is to be played.
     Yields: blocks, without end when looping.
     Raises: SourceError: SOURCE_NOT_FOUND, _FORBIDDEN, _HTTP_STATUS, _UNREACHABLE, _NOT_AUDIO, _EMPTY, _STALLED or
         _BROKEN, or _ENDED: what is said to be live is an HLS playlist that has ended.
@@ -122,12 +136,12 @@ def decode(
     while True:
         begun = False
         for position, frame in _one_pass(url, kind, start if first_pass else 0, io_timeout_s, blocks):
-            blocks.add(resampler.adapt(frame))
+            blocks.add(resampler.adapt(frame, steered=blocks.live))
             if not begun:
                 begun = True
                 blocks.mark(resampler.next_input_at, position)
                 blocks.skip(start - position if first_pass else 0)
-            blocks.add(resampler.push(frame))
+            blocks.add(resampler.push(frame, rate_ppm() if blocks.live else 0))
             yield from blocks.whole()
         if not loop or blocks.live:
             break
@@ -338,6 +352,9 @@ class _Resampler:
         self._out_samples = 0
         self._base_samples = 0
         self._in_samples = 0
+        self._steered = False
+        self._fewer_samples = 0.0
+        """By how many input samples the time is behind, because they are to be played faster."""
 
     @property
     def next_input_at(self) -> int:
@@ -346,26 +363,38 @@ class _Resampler:
             return 0
         return self._base_samples + math.ceil(Fraction(self._in_samples * SAMPLE_RATE, self._kind[2]))
 
-    def adapt(self, frame: AudioFrame) -> Pcm:
-        """Get ready for `frame`; returns what is still inside when it is of another kind than the one before."""
+    def adapt(self, frame: AudioFrame, *, steered: bool) -> Pcm:
+        """Get ready for `frame`; returns what is still inside when it is of another kind than the one before.
+
+        Args: steered: it may have to be played faster or slower.
+        """
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         if kind == self._kind:
             return _NOTHING
         rest = self.flush()
         self._kind = kind
+        self._steered, self._fewer_samples = steered, 0.0
         channels = frame.layout.nb_channels
+        options = dict(_STEERED) if steered else {}
+        if channels > CHANNELS:
+            # FFmpeg scales a mix-down so that it cannot clip for integer formats only, unless told.
+            options["rematrix_maxval"] = "1.0"
         self._resampler = AudioResampler(
             format="flt",
             layout="mono" if channels == 1 else "stereo",
             rate=SAMPLE_RATE,
-            # FFmpeg scales a mix-down so that it cannot clip for integer formats only, unless told.
-            options={"rematrix_maxval": "1.0"} if channels > CHANNELS else None,
+            options=options,
         )
         return rest
 
-    def push(self, frame: AudioFrame) -> Pcm:
+    def push(self, frame: AudioFrame, rate_ppm: int = 0) -> Pcm:
         """Put in one frame of the kind last adapted to; returns what came out, shape (n, 2)."""
-        frame.pts = None  # the count of samples is the time here
+        # The count of samples is the time here. Where it lags behind them, they are squeezed until it does no more.
+        frame.pts = None
+        if self._steered:
+            frame.time_base = Fraction(1, frame.sample_rate * _TIME_PARTS)
+            frame.pts = round((self._in_samples - self._fewer_samples) * _TIME_PARTS)
+            self._fewer_samples += frame.samples * rate_ppm / 1_000_000
         self._in_samples += frame.samples
         return self._pull(frame)
 

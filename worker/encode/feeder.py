@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Collection
-from typing import Literal, NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from shared.errors import ErrorCode, SourceError
 from shared.logs import get_logger
 from shared.schema.job import SourceKind
 from shared.schema.records import SourceRecord
+from worker.encode.nature import Nature
 from worker.encode.retries import Retries
 from worker.encode.source import EncodedFrame, SourceChild
 
@@ -27,16 +27,15 @@ FRAME_SAMPLES = 960
 _RECOVERED_FRAMES = 500
 """A file that was read for 10 s has its tries back; of live input any sound will do."""
 _QUEUE_FRAMES = 50
-_JUDGED_FRAMES = 500
-_NS_PER_FRAME = 20_000_000
 
-Nature = Literal["unknown", "live", "file"]
 StartChild = Callable[[SourceKind, int], Awaitable[SourceChild]]
 """Opens the source as what it is taken for, from a position in samples at 48 kHz on."""
 
 
 class Opened(NamedTuple):
-    """Stands before the first frame of each child."""
+    """Stands before the first frame of each child; the source is said to come in chunks of this length, 0: not said."""
+
+    chunk_ms: int = 0
 
 
 class Stalled(NamedTuple):
@@ -66,6 +65,7 @@ class Feeder:
         retries: when it is opened again.
     Attributes:
         fed: what comes, in order.
+        nature: what the source is taken for.
         child: the one that runs.
         opened: how many children were started.
     """
@@ -85,13 +85,8 @@ class Feeder:
         self._start_child = start_child
         self._loops = source.loop
         self._next_samples = start_samples
+        self.nature = Nature(source.kind, is_local=is_local)
         self._retries = retries or Retries()
-        self._nature: Nature = "unknown"
-        """What it is taken for: said in the job, or shown when it is first open."""
-        if is_local or source.kind == "file":
-            self._nature = "file"
-        elif source.kind == "live":
-            self._nature = "live"
 
     async def run(self) -> None:
         """Feed until the end. A defect of this side is told as the end: nobody must wait for it for ever."""
@@ -115,7 +110,7 @@ class Feeder:
         if not error.retryable:
             return Ended(error)
         now_s = time.monotonic()
-        wait_s = self._retries.of_file(now_s) if self._nature == "file" else self._retries.of_live_input(now_s)
+        wait_s = self._retries.of_live_input(now_s) if self.nature.live else self._retries.of_file(now_s)
         if wait_s is None:
             return Ended(error)
         await self.fed.put(Stalled(error, self._retries.attempt))
@@ -128,38 +123,27 @@ class Feeder:
         Raises: SourceError, OSError.
         """
         self.opened += 1
-        kind: SourceKind = "auto" if self._nature == "unknown" else self._nature
-        frames = 0
-        waited_ns: deque[int] = deque(maxlen=_JUDGED_FRAMES)
-        async with await self._start_child(kind, self._next_samples) as self.child:
+        nature, frames, looks_live = self.nature, 0, False
+        async with await self._start_child(nature.kind, self._next_samples) as self.child:
             while True:
                 since_ns = time.monotonic_ns()
                 if (frame := await self.child.read()) is None:
                     break
                 if frames:
-                    waited_ns.append(time.monotonic_ns() - since_ns)
+                    nature.arrived(time.monotonic_ns() - since_ns)
                 else:
-                    if self._nature == "unknown":
-                        self._nature = "live" if frame.live else "file"
+                    looks_live = frame.live
+                    nature.opened(live=looks_live, certain=not looks_live)
                     await self.fed.put(Opened())
                 await self.fed.put(frame)
                 self._next_samples = frame.position_samples + FRAME_SAMPLES
                 frames += 1
-                if self._nature == "live" or frames >= _RECOVERED_FRAMES:
+                if nature.live or frames >= _RECOVERED_FRAMES:
                     self._retries.recovered()
-        if kind == "auto" and self._nature == "live" and _was_a_file(waited_ns):
-            self._nature = "file"
-            if self._loops:  # the child could not know that it is to begin again
-                self._next_samples = 0
-                return None
-        if self._nature == "live":
+        nature.ended()
+        if nature.live:
             raise SourceError("the server ended the stream", code=ErrorCode.SOURCE_ENDED)
+        if looks_live and self._loops:  # the child could not know that it is to begin again
+            self._next_samples = 0
+            return None
         return Ended(None)
-
-
-def _was_a_file(waited_ns: Collection[int]) -> bool:
-    """Whether something of unknown length that has ended was there whenever it was asked for.
-
-    Args: waited_ns: how long each of the last frames was waited for. Live input is waited for as long as it is heard.
-    """
-    return 2 * sum(waited_ns) < len(waited_ns) * _NS_PER_FRAME

@@ -1,6 +1,9 @@
 """What is said between an encode worker and the child that encodes one source.
 
-Down (stdin): one line of JSON, a `ChildOrder`. Up (stdout): binary records, big endian,
+Down (stdin, a file in memory): one line of JSON, a `ChildOrder`; behind it, at `RATE_AT_BYTES`, by how much faster live
+input is to be played (i32, big endian, parts per million), which may change at any time.
+
+Up (stdout): binary records, big endian,
 
     u8 kind | u16 length_bytes | u32 item | u64 position_samples | body
 
@@ -9,6 +12,7 @@ Both sides import this module, so it knows neither PyAV nor numpy.
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -28,6 +32,8 @@ MAX_MESSAGE_CHARS = 2_000
 MAX_ORDER_BYTES = 64 * 1024
 """A longer order is refused."""
 
+RATE_AT_BYTES = MAX_ORDER_BYTES
+_RATE = struct.Struct(">i")
 _HEADER = struct.Struct(">BHIQ")
 HEADER_BYTES = _HEADER.size
 
@@ -100,6 +106,17 @@ def pack_error(code: str, message: str) -> bytes:
     # FFmpeg's words may hold bytes of the source: keep only what is valid UTF-8.
     text = message[:MAX_MESSAGE_CHARS].encode("utf-8", "replace").decode("utf-8")
     return pack(Kind.ERROR, msgspec.json.encode(ErrorBody(code=code, message=text)))
+
+
+def write_rate(order_fd: int, rate_ppm: int) -> None:
+    """Tell the child by how much faster to play."""
+    os.pwrite(order_fd, _RATE.pack(rate_ppm), RATE_AT_BYTES)
+
+
+def read_rate(order_fd: int) -> int:
+    """What was told last; 0 before that."""
+    told = os.pread(order_fd, _RATE.size, RATE_AT_BYTES)
+    return int(_RATE.unpack(told)[0]) if len(told) == _RATE.size else 0
 
 
 def unpack_header(data: bytes) -> Header:

@@ -19,7 +19,7 @@ import msgspec
 
 from shared.errors import ErrorCode, MalformedPacket, SourceError
 from shared.protocol.opus import check_frame
-from worker.encode.records import HEADER_BYTES, ChildOrder, Header, Kind, unpack_error, unpack_header
+from worker.encode.records import HEADER_BYTES, ChildOrder, Header, Kind, unpack_error, unpack_header, write_rate
 
 FRAME_TIMEOUT_S = 35.0
 """How long `read` waits for one record; above the child's own time-outs, which tell more."""
@@ -65,6 +65,7 @@ class SourceChild:
         reader: asyncio.StreamReader,
         transport: asyncio.ReadTransport,
         pipe_closed: asyncio.Event,
+        order_file: BinaryIO,
         frame_timeout_s: float,
         first_frame_timeout_s: float,
     ) -> None:
@@ -72,6 +73,8 @@ class SourceChild:
         self._reader = reader
         self._transport = transport
         self._pipe_closed = pipe_closed
+        self._order_file = order_file
+        self._rate_ppm = 0
         self._frame_timeout_s = frame_timeout_s
         self._timeout_s = first_frame_timeout_s
         self._header: Header | None = None
@@ -98,8 +101,9 @@ class SourceChild:
         reader = asyncio.StreamReader(limit=_BUFFER_BYTES)
         pipe_closed = asyncio.Event()
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-        with os.fdopen(write_fd, "wb", buffering=0) as childs_end, _order_file(order) as order_file:
+        with os.fdopen(write_fd, "wb", buffering=0) as childs_end:
             transport = await _connect(read_fd, _PipeProtocol(reader, pipe_closed))
+            order_file = _order_file(order)
             try:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
@@ -112,15 +116,25 @@ class SourceChild:
                     start_new_session=True,  # a Ctrl-C at the terminal is for the worker to handle
                 )
             except BaseException:
+                order_file.close()
                 transport.close()
                 await pipe_closed.wait()
                 raise
-        return cls(process, reader, transport, pipe_closed, frame_timeout_s, first_frame_timeout_s or frame_timeout_s)
+        return cls(
+            *(process, reader, transport, pipe_closed, order_file),
+            *(frame_timeout_s, first_frame_timeout_s or frame_timeout_s),
+        )
 
     @property
     def pid(self) -> int:
         """Process id of the child."""
         return self._process.pid
+
+    def set_rate(self, rate_ppm: int) -> None:
+        """Have live input played by so much faster."""
+        if rate_ppm != self._rate_ppm and not self._closing:
+            self._rate_ppm = rate_ppm
+            write_rate(self._order_file.fileno(), rate_ppm)
 
     async def read(self) -> EncodedFrame | None:
         """Wait for the next frame; None once the source has ended.
@@ -165,6 +179,7 @@ class SourceChild:
         Raises: TimeoutError: the kernel did not let a killed process go.
         """
         self._closing = True
+        self._order_file.close()
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself
             self._process.kill()
         self._transport.close()
