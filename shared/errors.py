@@ -69,6 +69,11 @@ class ErrorCode(StrEnum):
     SOURCE_STALLED = "source_stalled"
     SOURCE_BROKEN = "source_broken"
     SOURCE_ENDED = "source_ended"
+    SOURCE_HOST_UNKNOWN = "source_host_unknown"
+    SOURCE_CERTIFICATE = "source_certificate"
+    SOURCE_REDIRECTS = "source_redirects"
+    SOURCE_ENCRYPTED = "source_encrypted"
+    SOURCE_TOO_LARGE = "source_too_large"
     SOURCE_FAILED = "source_failed"
     # voice connections
     VOICE_UNREACHABLE = "voice_unreachable"

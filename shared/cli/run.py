@@ -365,7 +365,7 @@ def _source_and_folder(source: str) -> tuple[str, Path | None]:
 
     Raises: ConfigError.
     """
-    if source.startswith(("http://", "https://")):
+    if source.lower().startswith(("http://", "https://")):
         return source, None
     path = Path(source).expanduser().resolve()
     if not path.is_file():

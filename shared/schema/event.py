@@ -63,6 +63,7 @@ class Event(Record, frozen=True, kw_only=True):
     reason: str = ""
     attempt: int | None = None
     silent_ms: int | None = None
+    title: str | None = None
     close_code: int | None = None
     leave_first: bool | None = None
     self_deaf: bool | None = None
@@ -112,11 +113,17 @@ def guild_event(
 
 
 def broadcast_event(
-    spec: BroadcastSpec, status: BroadcastStatus, *, worker: str = "", generation: int = 0, reason: str = ""
+    spec: BroadcastSpec,
+    status: BroadcastStatus,
+    kind: EventType | None = None,
+    *,
+    worker: str = "",
+    generation: int = 0,
+    reason: str = "",
 ) -> Event:
-    """The event that tells a broadcast's status."""
+    """The event that tells a broadcast's status; `kind` where that is another than the state."""
     return Event(
-        type=cast(EventType, f"broadcast.{status.state}"),
+        type=kind or cast(EventType, f"broadcast.{status.state}"),
         at=status.at,
         job=spec.job,
         broadcast=spec.broadcast,
@@ -128,4 +135,5 @@ def broadcast_event(
         reason=reason,
         attempt=status.attempt or None,
         silent_ms=status.silent_ms or None,
+        title=status.title if kind == "broadcast.title" else None,
     )

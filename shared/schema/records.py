@@ -146,6 +146,8 @@ class BroadcastStatus(Record, frozen=True, kw_only=True):
     """Encoders started for this run so far, takeovers and retries of the source included."""
     silent_ms: int = 0
     """For how long listeners heard nothing since the run began, although something should have played."""
+    title: str = ""
+    """What is on air, as the source says."""
     delay_ms: int = 0
     """How late live input is heard; 0 of a file."""
     attempt: int = 0

@@ -24,9 +24,12 @@ from tests.bench.pool import BenchPool
 from tests.bench.results import Median, save, table
 from tests.emulator.records import SessionPackets
 from tests.media.audio import decode_opus
-from tests.media.radio import BLOCK, FORMATS, Radio, find_marks
+from tests.media.radio import BITRATE, BLOCK, FORMATS, Radio, find_marks
 
 LEADS_MS = (200, 1_000)
+BURST_BYTES = 64 * 1024
+"""What Icecast sends a listener at once unless it is told otherwise."""
+FIRST_SOUNDS = 5
 
 
 class Found(NamedTuple):
@@ -54,9 +57,9 @@ def late_ms(session: SessionPackets, payloads: dict[int, bytes], radio: Radio) -
     return found
 
 
-async def measure(format_name: str, lead_ms: int, *, seconds: float) -> Found:
+async def measure(format_name: str, lead_ms: int, *, seconds: float, burst_s: float = 0.0) -> Found:
     """Listen so long to a station, from the first sound on."""
-    async with Radio(format_name) as radio, BenchPool(64, sample=1) as pool:
+    async with Radio(format_name, burst_s) as radio, BenchPool(64, sample=1) as pool:
         (voice,) = await pool.voices(1, "stage")
         asked_ns = time.time_ns()
         await pool.broadcast("bench", {"url": radio.url, "lead_ms": lead_ms})
@@ -71,6 +74,12 @@ async def measure(format_name: str, lead_ms: int, *, seconds: float) -> Found:
         (session.arrival_ns[0] - asked_ns) / NS_PER_MS,
         underruns,
     )
+
+
+async def first_sounds_ms(format_name: str) -> list[float]:
+    """From the job to the first packet with sound, of a station that begins with Icecast's burst."""
+    burst_s = BURST_BYTES * 8 / BITRATE
+    return [(await measure(format_name, 1_000, seconds=0.5, burst_s=burst_s)).on_air_ms for _ in range(FIRST_SOUNDS)]
 
 
 def _show(found: dict[tuple[str, int], Found]) -> None:
@@ -110,6 +119,12 @@ def main() -> None:
     options = parser.parse_args()
     found = asyncio.run(_measure_all(options.formats, options.seconds))
     _show(found)
+    first = {name: asyncio.run(first_sounds_ms(name)) for name in options.formats}
+    table(
+        f"first sound after the job, ms, with a burst of {BURST_BYTES // 1_024} KB, lead 1000",
+        ("station", "first sound after"),
+        [(name, Median.of(some)) for name, some in first.items()],
+    )
     figures = {
         f"{name}, lead {lead_ms} ms": {
             "late_ms": Median.of(one.late_ms)._asdict(),
@@ -118,7 +133,7 @@ def main() -> None:
             "marks": len(one.late_ms),
         }
         for (name, lead_ms), one in found.items()
-    }
+    } | {f"{name}, with a burst": {"first_sound_after_ms": Median.of(some)._asdict()} for name, some in first.items()}
     save("latency", figures, lambda figure: _draw(found, figure))
 
 

@@ -66,7 +66,7 @@ async def test_bad_sources_end_with_their_code_and_another_broadcast_goes_on(
         (stack.media / "text.txt").as_uri(): ("source_not_audio", tried, "text.txt"),
         (stack.media / "missing.ogg").as_uri(): ("source_not_found", tried, "missing.ogg"),
         f"{web_server}/missing.mp3": ("source_http_status", tried, "404"),
-        f"{web_server}/empty.mp3": ("source_not_audio", tried, "empty.mp3"),
+        f"{web_server}/empty.mp3": ("source_empty", tried, "empty.mp3"),
         "file:///etc/hostname": ("source_forbidden", [], "GUILDCAST_MEDIA_DIR"),
     }
     if os.geteuid() != 0:  # root reads everything

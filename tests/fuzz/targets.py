@@ -12,7 +12,7 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
-from shared.errors import JobError, MalformedPacket, ProtocolError
+from shared.errors import JobError, MalformedPacket, ProtocolError, SourceError
 from shared.protocol import dave_frame, ip_discovery, opus
 from shared.protocol.rtp import Kind, audio_level, classify, extension_elements, speaking_flags, split_packet
 from shared.protocol.transport_crypto import MODES, open_rtcp, open_rtp, seal_packet
@@ -23,6 +23,8 @@ from shared.schema.job import check_sense, decode_job, digest, job_id_of, unserv
 from tests.fuzz import mls, mutate
 from tests.fuzz.target import Target
 from tests.vectors.vectors import KEY, VECTORS
+from worker.encode.playlist import MOST_ENTRIES, Media, parse_hls, parse_list, sniff
+from worker.encode.web import title_of
 
 
 def _hex(*texts: str) -> list[bytes]:
@@ -254,6 +256,49 @@ def _take_job(data: bytes) -> None:
         check_sense(job)
 
 
+# playlists
+
+_MEDIA_PLAYLIST = b"""#EXTM3U
+#EXT-X-TARGETDURATION:4
+#EXT-X-MEDIA-SEQUENCE:7
+#EXT-X-KEY:METHOD=AES-128,URI="k",IV=0x01
+#EXT-X-MAP:URI="init.mp4"
+#EXTINF:4.0,
+#EXT-X-BYTERANGE:500@0
+a.ts?x=1
+#EXT-X-DISCONTINUITY
+#EXTINF:3.9,title
+b.ts
+#EXT-X-ENDLIST
+"""
+_MASTER_PLAYLIST = b"""#EXTM3U
+#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID="a",NAME="b",DEFAULT=YES,URI="a.m3u8"
+#EXT-X-STREAM-INF:BANDWIDTH=128000,CODECS="mp4a.40.2"
+low.m3u8
+#EXT-X-STREAM-INF:BANDWIDTH=900000,RESOLUTION=1x1,AUDIO="a"
+video.m3u8
+"""
+_PLAYLISTS = [
+    _MEDIA_PLAYLIST,
+    _MASTER_PLAYLIST,
+    b"#EXTM3U\n#EXTINF:-1,Station\nhttp://a/b.mp3\n",
+    b"[playlist]\nFile1=http://a/b\nTitle1=c\nNumberOfEntries=1\n",
+    b'<?xml version="1.0"?><playlist xmlns="http://xspf.org/ns/0/"><location>http://a/b</location></playlist>',
+]
+
+
+def _take_playlist(data: bytes) -> None:
+    sniff(data, "audio/x-mpegurl", "http://host/list.m3u8?a")
+    title_of(data)
+    text = data.decode("utf-8", "replace")
+    assert len(parse_list(text, "http://host/")) <= MOST_ENTRIES
+    with suppress(SourceError):
+        told = parse_hls(text, "http://host/list.m3u8")
+        if isinstance(told, Media):
+            assert 0 < told.target_s <= 60
+            assert all(one.duration_s >= 0 and one.first_byte >= 0 and one.length >= 0 for one in told.segments)
+
+
 TARGETS = (
     Target("gateway text", _make_gateway_text, _take_gateway_text),
     Target("gateway binary", _make_gateway_binary, _take_gateway_binary),
@@ -265,5 +310,6 @@ TARGETS = (
     Target("opus packet", lambda random: mutate.bytes_of(random, _OPUS), _take_opus),
     Target("frame entry", lambda random: mutate.bytes_of(random, _ENTRIES), _take_entry),
     Target("job", lambda random: mutate.json_of(random, _JOBS), _take_job),
+    Target("playlist", lambda random: mutate.bytes_of(random, _PLAYLISTS), _take_playlist),
     mls.GROUP,
 )

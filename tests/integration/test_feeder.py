@@ -13,6 +13,7 @@ from shared.protocol.opus import SILENCE_FRAME
 from shared.schema.job import SourceKind
 from shared.schema.records import SourceRecord
 from worker.encode.feeder import Ended, Fed, Feeder, Opened, Stalled
+from worker.encode.records import Looks
 from worker.encode.retries import Retries
 from worker.encode.source import EncodedFrame, SourceChild
 
@@ -35,9 +36,11 @@ class Play(NamedTuple):
 
 class Child:
     def __init__(self, play: Play, start_samples: int) -> None:
+        self.complete = False
         self._play = play
         self._next_samples = start_samples
         self._left = play.frames
+        self._opened = False
 
     async def __aenter__(self) -> Child:
         return self
@@ -45,7 +48,10 @@ class Child:
     async def __aexit__(self, *_: object) -> None:
         pass
 
-    async def read(self) -> EncodedFrame | None:
+    async def read(self) -> EncodedFrame | Looks | None:
+        if self._play.frames and not self._opened:
+            self._opened = True
+            return Looks(live=self._play.live, certain=not self._play.live)
         if not self._left:
             if self._play.then is not None:
                 raise self._play.then
@@ -53,7 +59,7 @@ class Child:
         if self._left <= self._play.paced:
             await asyncio.sleep(FRAME_S)
         self._left -= 1
-        frame = EncodedFrame(SILENCE_FRAME, 0, self._next_samples, self._play.live)
+        frame = EncodedFrame(SILENCE_FRAME, 0, self._next_samples)
         self._next_samples += 960
         return frame
 
@@ -65,7 +71,7 @@ class Script:
         self._plays = list(plays)
         self.opened: list[tuple[SourceKind, int]] = []
 
-    async def start(self, kind: SourceKind, start_samples: int) -> SourceChild:
+    async def start(self, kind: SourceKind, start_samples: int, _: int | None) -> SourceChild:
         self.opened.append((kind, start_samples))
         play = self._plays[min(len(self.opened), len(self._plays)) - 1]
         if isinstance(play, Exception):
@@ -91,7 +97,9 @@ async def fed(script: Script, source: SourceRecord, count: int, *, is_local: boo
     try:
         async with asyncio.timeout(PATIENCE_S):
             while len(found) < count and not (found and isinstance(found[-1], Ended)):
-                found.append(await feeder.fed.get())
+                one = await feeder.fed.get()
+                assert one is not None
+                found.append(one)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -44,7 +44,7 @@ from tests.media.audio import (
 from worker.encode import source
 from worker.encode.decode import decode
 from worker.encode.records import HEADER_BYTES, ChildOrder, Kind, pack, unpack_header
-from worker.encode.source import EncodedFrame, SourceChild, child_environment
+from worker.encode.source import EncodedFrame, SourceChild, Told, child_environment
 
 FRAME_SAMPLES = 960
 PATIENCE_S = 30.0
@@ -59,18 +59,26 @@ def music() -> Pcm:
 
 
 async def _all_frames(order: ChildOrder) -> list[EncodedFrame]:
-    frames = []
     async with await SourceChild.start(order) as child:
-        while (frame := await child.read()) is not None:
-            frames.append(frame)
+        told = await _told(child)
         assert await child.read() is None
-    return frames
+    return [one for one in told if isinstance(one, EncodedFrame)]
+
+
+async def _told(child: SourceChild) -> list[Told]:
+    """All that a child says up to its end."""
+    found = []
+    while (one := await child.read()) is not None:
+        found.append(one)
+    return found
 
 
 async def _some_frames(order: ChildOrder, count: int) -> list[EncodedFrame]:
     async with await SourceChild.start(order) as child:
-        frames = [await child.read() for _ in range(count)]
-    return [frame for frame in frames if frame is not None]
+        frames: list[EncodedFrame] = []
+        while len(frames) < count and (one := await child.read()) is not None:
+            frames += [one] if isinstance(one, EncodedFrame) else []
+    return frames
 
 
 async def _drain(child: SourceChild) -> int:
@@ -281,12 +289,14 @@ async def test_user_password_and_query_stay_out_of_messages() -> None:
     assert not {word for word in ("anna", "hunter2", "swordfish") if word in error.message}
 
 
-async def test_a_port_where_nobody_listens_is_unreachable() -> None:
-    """Refused, and a name that does not resolve, are one code."""
+async def test_a_port_where_nobody_listens_and_a_name_that_nobody_has_are_told_apart() -> None:
+    """What to do about them is another thing."""
     async with _served(_folder(Path("/nowhere"))) as base:
         pass
-    for url in (f"{base}/a.mp3", "http://no-such-host.invalid/a.mp3"):
-        assert (await _error_of(ChildOrder(url=url))).code is ErrorCode.SOURCE_UNREACHABLE
+    assert (await _error_of(ChildOrder(url=f"{base}/a.mp3"))).code is ErrorCode.SOURCE_UNREACHABLE
+    unknown = await _error_of(ChildOrder(url="http://no-such-host.invalid/a.mp3"))
+    assert unknown.code is ErrorCode.SOURCE_HOST_UNKNOWN
+    assert "no-such-host.invalid" in unknown.message
 
 
 async def test_a_server_that_hangs_up_at_once_is_unreachable() -> None:
@@ -577,7 +587,7 @@ def test_a_closed_reader_ends_the_child_quietly() -> None:
         child.stdin.write(order)
         child.stdin.close()
         header = unpack_header(child.stdout.read(HEADER_BYTES))
-        assert header.kind is Kind.FRAME
+        assert header.kind is Kind.OPENED
         child.stdout.close()
         assert child.wait(PATIENCE_S) == 0
         assert child.stderr.read() == b""

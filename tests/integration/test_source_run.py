@@ -280,7 +280,7 @@ async def test_a_source_that_runs_dry_flags_the_gap_and_returns_ahead_of_now(air
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     host, port = runner.addresses[0][:2]
-    want = air.want(f"http://{host}:{port}/halting.wav", run=next(_runs), term=10, lead_ms=2_000)
+    want = air.want(f"http://{host}:{port}/halting.wav", run=next(_runs), term=10, lead_ms=2_000, kind="file")
     run = air.start(want)
     try:
         async with asyncio.timeout(PATIENCE_S):

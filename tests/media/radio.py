@@ -45,7 +45,7 @@ FORMATS = {
     "mp3": Format("mp3", "libmp3lame", "audio/mpeg", {"write_xing": "0", "id3v2_version": "0"}),
     "ogg": Format("ogg", "libopus", "audio/ogg", {"page_duration": "20000"}),
 }
-_BITRATE = 128_000
+BITRATE = 128_000
 
 Pcm = NDArray[np.float32]
 
@@ -164,7 +164,7 @@ class Radio:
         with av.open(sink, "w", format=self._format.container, options=options) as container:
             stream = container.add_stream(self._format.codec, rate=RATE, layout="stereo")
             assert isinstance(stream, AudioStream)
-            stream.bit_rate = _BITRATE
+            stream.bit_rate = BITRATE
             resampler = av.AudioResampler(format=stream.format.name, layout="stereo", rate=RATE)
             made_samples = (time.time_ns() - self.began_ns) * RATE // NS_PER_S
             next_sample = (made_samples - self._burst_samples) // BLOCK * BLOCK

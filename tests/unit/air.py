@@ -142,7 +142,7 @@ def play(
             nature.arrived(now_ns - asked_ns)
             stretched += 1 - timeline.rate_ppm * 1e-6  # as the child plays it faster or slower
             for again in range(int(stretched)):
-                frame = EncodedFrame(b"", 0, number * FRAME_SAMPLES, True)
+                frame = EncodedFrame(b"", 0, number * FRAME_SAMPLES)
                 made[frame.position_samples] = arrival.made_s + again * 0.01
                 number += 1
                 timeline.arrived(frame, now_ns, live=nature.live, certain=nature.certain, paced=nature.paced)

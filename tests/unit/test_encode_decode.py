@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from shared.errors import ErrorCode, SourceError
 from tests.media.audio import PROGRAMME, RATE, Pcm, align, decode_file, resampled, write_audio
-from worker.encode.decode import FRAME_SAMPLES, Block, decode
+from worker.encode.decode import decode
+from worker.encode.pcm import FRAME_SAMPLES, Block
 
 START_SAMPLES = 3 * RATE + 12_345
 """Not at a border of anything."""

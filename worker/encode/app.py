@@ -12,7 +12,7 @@ from shared import process
 from shared.clock import CommonClock, LocalClock, unix_ms
 from shared.errors import StoreError
 from shared.logs import get_logger
-from shared.schema.event import broadcast_event
+from shared.schema.event import EventType, broadcast_event
 from shared.schema.records import BroadcastStatus, SourceWant, WorkerRecord, WorkerStats
 from shared.settings import Settings, parse_clock_error
 from shared.store.client import Store, reach
@@ -137,8 +137,10 @@ class EncodeWorker:
             silent_ms=run.silent_ms,
             attempt=word.attempt,
             delay_ms=run.delay_ms,
+            title=run.title,
         )
         event = None
         if word.is_event:
-            event = broadcast_event(spec, status, worker=worker, generation=generation, reason=word.reason)
+            kind: EventType | None = "broadcast.title" if word.is_title else None
+            event = broadcast_event(spec, status, kind, worker=worker, generation=generation, reason=word.reason)
         self._reporter.tell(self._keys.broadcast(spec.broadcast), generation, status, event)

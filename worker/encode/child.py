@@ -13,16 +13,15 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
-from functools import partial
 
 import av.logging
 import msgspec
 
 from shared.errors import ErrorCode, GuildcastError
-from worker.encode.decode import FRAME_SAMPLES, decode
+from worker.encode.decode import Hooks, decode
 from worker.encode.opus import OpusEncoder
-from worker.encode.records import MAX_ORDER_BYTES, ChildOrder, Kind, pack, pack_error, read_rate
+from worker.encode.pcm import FRAME_SAMPLES
+from worker.encode.records import MAX_ORDER_BYTES, ChildOrder, Kind, Looks, pack, pack_error, read_rate
 
 MEMORY_LIMIT_BYTES = 1024**3
 """Limit of the address space: see `confine`."""
@@ -74,8 +73,32 @@ class RecordWriter:
             raise ReaderGone from error
 
 
-def run(order: ChildOrder, writer: RecordWriter, rate_ppm: Callable[[], int]) -> None:
-    """Carry out one order, to its END or its ERROR record; `rate_ppm` says how much faster to play live input.
+class Reporting(Hooks):
+    """Writes what decoding finds out as records."""
+
+    def __init__(self, writer: RecordWriter, order_fd: int) -> None:
+        self._writer = writer
+        self._order_fd = order_fd
+        self.complete = False
+
+    def opened(self, looks: Looks) -> None:
+        self._writer.write(pack(Kind.OPENED, msgspec.json.encode(looks)))
+
+    def titled(self, title: str) -> None:
+        self._writer.write(pack(Kind.TITLE, title.encode("utf-8", "replace")))
+
+    def placed(self, number: int) -> None:
+        self._writer.write(pack(Kind.PLACE, str(number).encode()))
+
+    def ended(self, *, complete: bool) -> None:
+        self.complete = complete
+
+    def rate_ppm(self) -> int:
+        return read_rate(self._order_fd)
+
+
+def run(order: ChildOrder, writer: RecordWriter, hooks: Reporting) -> None:
+    """Carry out one order, to its END or its ERROR record.
 
     Raises: ReaderGone.
     """
@@ -84,13 +107,14 @@ def run(order: ChildOrder, writer: RecordWriter, rate_ppm: Callable[[], int]) ->
     begin_samples = order.start_samples - preroll_frames * FRAME_SAMPLES
     try:
         encoder = OpusEncoder(order.opus)
-        blocks = decode(order.url, kind=order.kind, loop=order.loop, start_samples=begin_samples, rate_ppm=rate_ppm)
+        blocks = decode(
+            order.url, kind=order.kind, loop=order.loop, start_samples=begin_samples, place=order.place, hooks=hooks
+        )
         for number, block in enumerate(blocks):
             packet = encoder.encode(block.pcm)
             if number < preroll_frames:
                 continue
-            kind = Kind.LIVE_FRAME if block.live else Kind.FRAME
-            writer.write(pack(kind, packet, position_samples=block.position_samples))
+            writer.write(pack(Kind.FRAME, packet, position_samples=block.position_samples))
             position = block.position_samples + FRAME_SAMPLES
         for packet in encoder.flush():
             writer.write(pack(Kind.FRAME, packet, position_samples=position))
@@ -98,7 +122,7 @@ def run(order: ChildOrder, writer: RecordWriter, rate_ppm: Callable[[], int]) ->
     except GuildcastError as error:
         writer.write(pack_error(error.code, error.message))
         return
-    writer.write(pack(Kind.END, position_samples=position))
+    writer.write(pack(Kind.END, b"\x01" if hooks.complete else b"", position_samples=position))
 
 
 def main() -> int:
@@ -114,7 +138,7 @@ def main() -> int:
         except msgspec.MsgspecError as error:
             writer.write(pack_error(ErrorCode.CONFIG_INVALID, f"unreadable order: {error}"))
             return 0
-        run(order, writer, partial(read_rate, sys.stdin.fileno()))
+        run(order, writer, Reporting(writer, sys.stdin.fileno()))
     except ReaderGone:
         return 0
     return 0

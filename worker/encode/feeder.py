@@ -20,16 +20,17 @@ from shared.logs import get_logger
 from shared.schema.job import SourceKind
 from shared.schema.records import SourceRecord
 from worker.encode.nature import Nature
+from worker.encode.records import Looks
 from worker.encode.retries import Retries
-from worker.encode.source import EncodedFrame, SourceChild
+from worker.encode.source import EncodedFrame, Place, SourceChild, Title
 
 FRAME_SAMPLES = 960
 _RECOVERED_FRAMES = 500
 """A file that was read for 10 s has its tries back; of live input any sound will do."""
 _QUEUE_FRAMES = 50
 
-StartChild = Callable[[SourceKind, int], Awaitable[SourceChild]]
-"""Opens the source as what it is taken for, from a position in samples at 48 kHz on."""
+StartChild = Callable[[SourceKind, int, int | None], Awaitable[SourceChild]]
+"""Opens the source as what it is taken for, from a position (samples at 48 kHz) on; of live input, from a place on."""
 
 
 class Opened(NamedTuple):
@@ -51,7 +52,7 @@ class Ended(NamedTuple):
     error: SourceError | None
 
 
-Fed = EncodedFrame | Opened | Stalled | Ended
+Fed = EncodedFrame | Opened | Title | Stalled | Ended
 
 
 class Feeder:
@@ -64,7 +65,7 @@ class Feeder:
         start_samples: position to begin at.
         retries: when it is opened again.
     Attributes:
-        fed: what comes, in order.
+        fed: what comes, in order; None stands for nothing, put there by whoever waits.
         nature: what the source is taken for.
         child: the one that runs.
         opened: how many children were started.
@@ -79,12 +80,13 @@ class Feeder:
         start_samples: int = 0,
         retries: Retries | None = None,
     ) -> None:
-        self.fed: asyncio.Queue[Fed] = asyncio.Queue(_QUEUE_FRAMES)
+        self.fed: asyncio.Queue[Fed | None] = asyncio.Queue(_QUEUE_FRAMES)
         self.child: SourceChild | None = None
         self.opened = 0
         self._start_child = start_child
         self._loops = source.loop
         self._next_samples = start_samples
+        self._place: int | None = None
         self.nature = Nature(source.kind, is_local=is_local)
         self._retries = retries or Retries()
 
@@ -123,27 +125,33 @@ class Feeder:
         Raises: SourceError, OSError.
         """
         self.opened += 1
-        nature, frames, looks_live = self.nature, 0, False
-        async with await self._start_child(nature.kind, self._next_samples) as self.child:
+        nature, frames, looks = self.nature, 0, Looks()
+        async with await self._start_child(nature.kind, self._next_samples, self._place) as self.child:
             while True:
                 since_ns = time.monotonic_ns()
-                if (frame := await self.child.read()) is None:
-                    break
-                if frames:
-                    nature.arrived(time.monotonic_ns() - since_ns)
-                else:
-                    looks_live = frame.live
-                    nature.opened(live=looks_live, certain=not looks_live)
-                    await self.fed.put(Opened())
-                await self.fed.put(frame)
-                self._next_samples = frame.position_samples + FRAME_SAMPLES
-                frames += 1
-                if nature.live or frames >= _RECOVERED_FRAMES:
-                    self._retries.recovered()
-        nature.ended()
+                match await self.child.read():
+                    case None:
+                        break
+                    case Looks() as looks:
+                        nature.opened(live=looks.live, certain=looks.certain)
+                    case Place(number):
+                        self._place = number
+                    case Title() as title:
+                        await self.fed.put(title)
+                    case EncodedFrame() as frame:
+                        if frames:
+                            nature.arrived(time.monotonic_ns() - since_ns)
+                        else:
+                            await self.fed.put(Opened(looks.chunk_ms))
+                        await self.fed.put(frame)
+                        self._next_samples = frame.position_samples + FRAME_SAMPLES
+                        frames += 1
+                        if nature.live or frames >= _RECOVERED_FRAMES:
+                            self._retries.recovered()
+            nature.ended(complete=self.child.complete)
         if nature.live:
             raise SourceError("the server ended the stream", code=ErrorCode.SOURCE_ENDED)
-        if looks_live and self._loops:  # the child could not know that it is to begin again
+        if looks.live and self._loops:  # the child could not know that it is to begin again
             self._next_samples = 0
             return None
         return Ended(None)

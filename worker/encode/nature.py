@@ -78,10 +78,16 @@ class Nature:
             self.live = not self.live
             self._in_a_row = 0
 
-    def ended(self) -> None:
-        """It came to an end, and how it came last says what it was: something short may have been taken for live
-        input, a long burst for a file."""
+    def ended(self, *, complete: bool = False) -> None:
+        """It came to an end.
+
+        One that is `complete` is that of a file for certain. Else how it came last says what it was: something short
+        may have been taken for live input, a long burst for a file.
+        """
         if self.certain:
+            return
+        if complete:
+            self.live = False
             return
         frames, waited_ns = self._frames + self._frames_before, self._waited_ns + self._waited_before_ns
         if waited_ns < _ENDED_FILE_SHARE * frames * _TICK_NS:

@@ -47,6 +47,7 @@ class ChildOrder(Strict, frozen=True):
         loop: begin again at the end, without a break. Live input is opened again by the worker alone.
         start_samples: how far into the source to begin, at 48 kHz.
         opus: how to encode.
+        place: of live input, what was told last in a PLACE record: what was heard up to there is not heard again.
     """
 
     url: Annotated[str, Meta(min_length=1)]
@@ -54,6 +55,21 @@ class ChildOrder(Strict, frozen=True):
     loop: bool = False
     start_samples: Annotated[int, Meta(ge=0)] = 0
     opus: OpusRecord = OpusRecord()
+    place: int | None = None
+
+
+class Looks(msgspec.Struct, frozen=True):
+    """Body of an OPENED record, as JSON: what the source looks like.
+
+    Attributes:
+        live: it looks like live input.
+        certain: without doubt.
+        chunk_ms: how long a pause in it may be; 0: not known.
+    """
+
+    live: bool = False
+    certain: bool = True
+    chunk_ms: int = 0
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -69,8 +85,11 @@ class Kind(IntEnum):
     FRAME = 1
     ERROR = 2
     END = 3
-    LIVE_FRAME = 4
-    """A frame of a source whose end is not known: it may be live."""
+    OPENED = 4
+    TITLE = 5
+    """What is on air now, as UTF-8."""
+    PLACE = 6
+    """Where in live input this is: to be told to the next child."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +107,8 @@ def pack(kind: Kind, body: bytes = b"", *, item: int = 0, position_samples: int 
 
     Args:
         kind: what the body is.
-        body: one Opus packet (FRAME, LIVE_FRAME), JSON (ERROR) or nothing (END); at most `MAX_BODY_BYTES`.
+        body: one Opus packet (FRAME), JSON (ERROR, OPENED), text (TITLE), digits (PLACE), or of END one byte where that
+            is one for certain; at most `MAX_BODY_BYTES`.
         item: place in the playlist, from 0; 32 bits.
         position_samples: first sample of the frame within the item, at 48 kHz; 64 bits.
     Raises: ValueError: a value does not fit its field.
@@ -106,6 +126,17 @@ def pack_error(code: str, message: str) -> bytes:
     # FFmpeg's words may hold bytes of the source: keep only what is valid UTF-8.
     text = message[:MAX_MESSAGE_CHARS].encode("utf-8", "replace").decode("utf-8")
     return pack(Kind.ERROR, msgspec.json.encode(ErrorBody(code=code, message=text)))
+
+
+def unpack_looks(body: bytes) -> Looks:
+    """Read the body of an OPENED record.
+
+    Raises: MalformedPacket: not the JSON it should be.
+    """
+    try:
+        return msgspec.json.decode(body, type=Looks)
+    except msgspec.MsgspecError as error:
+        raise MalformedPacket(f"unreadable opened record: {error}") from error
 
 
 def write_rate(order_fd: int, rate_ppm: int) -> None:

@@ -22,12 +22,12 @@ from worker.encode.feeder import FRAME_SAMPLES, Ended, Fed, Feeder, Opened, Stal
 from worker.encode.publish import Publisher
 from worker.encode.records import ChildOrder
 from worker.encode.resolve import is_web, resolve_source
-from worker.encode.source import EncodedFrame, SourceChild
+from worker.encode.source import EncodedFrame, SourceChild, Title
 from worker.encode.timeline import Slice, Timeline
 
 _SEEK_TIMEOUT_S = 120.0
 """To reach a place in a source that cannot seek, all before it must be read first."""
-_STATUS_EVERY_S = 5.0
+_STATUS_EVERY_NS = 5 * NS_PER_S
 """While nothing comes, the silence that listeners hear is told so often."""
 _DELAY_TOLD_MS = 100
 
@@ -35,17 +35,50 @@ _T = TypeVar("_T")
 
 
 class Word(NamedTuple):
-    """What is told of a source. Without `is_event` only its figures are new."""
+    """What is told of a source. Without `is_event` only its figures are new; `is_title`: the event is of its title."""
 
     state: BroadcastState
     reason: str = ""
     error: GuildcastError | None = None
     attempt: int = 0
     is_event: bool = True
+    is_title: bool = False
 
 
 Tell = Callable[["SourceRun", Word], None]
 Recall = Callable[[], Awaitable[BroadcastStatus | None]]
+
+
+class _Alarm:
+    """Wakes whoever waits at a queue, by putting nothing into it.
+
+    Live input comes fifty times a second, and each time what it is waited for lies later: a timer that rings too early
+    now and then costs less than one that is set anew each time.
+    """
+
+    def __init__(self, queue: asyncio.Queue[Fed | None]) -> None:
+        self._queue = queue
+        self._timer: asyncio.TimerHandle | None = None
+        self._at_s = 0.0
+
+    def within(self, seconds: float) -> None:
+        """Wake no later than this."""
+        loop = asyncio.get_running_loop()
+        at_s = loop.time() + seconds
+        if self._timer is None or at_s < self._at_s:
+            self.cancel()
+            self._at_s = at_s
+            self._timer = loop.call_at(at_s, self._ring)
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ring(self) -> None:
+        self._timer = None
+        if not self._queue.full():  # else nobody waits
+            self._queue.put_nowait(None)
 
 
 class SourceRun:
@@ -57,6 +90,8 @@ class SourceRun:
         media_dir: where sources that are files may lie.
         tell: takes what becomes of it.
         recall: what was told last of this broadcast, by whomever.
+    Attributes:
+        title: what is on air, as the source says.
     """
 
     def __init__(
@@ -69,6 +104,7 @@ class SourceRun:
         recall: Recall,
     ) -> None:
         self.want = want
+        self.title = ""
         self._timeline = Timeline(want.spec.source)
         self._publisher = publisher
         self._clock = clock
@@ -155,7 +191,7 @@ class SourceRun:
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
 
-    async def _start_child(self, kind: SourceKind, start_samples: int) -> SourceChild:
+    async def _start_child(self, kind: SourceKind, start_samples: int, place: int | None) -> SourceChild:
         source = self.want.spec.source
         return await SourceChild.start(
             ChildOrder(
@@ -164,6 +200,7 @@ class SourceRun:
                 loop=source.loop,
                 start_samples=start_samples,
                 opus=self.want.spec.opus,
+                place=place,
             ),
             first_frame_timeout_s=_SEEK_TIMEOUT_S if start_samples and kind != "live" else None,
         )
@@ -184,13 +221,16 @@ class SourceRun:
         self._tell(self, word)
 
     def _tell_figures(self) -> None:
-        """Tell at times how silence grows that listeners hear, and a delay that has become another one."""
-        now_ns, delay_ms = self._clock.now_ns(), self._timeline.delay_ms
-        if now_ns - self._told_ns < _STATUS_EVERY_S * NS_PER_S:
-            return
+        """Tell how silence grows that listeners hear, and a delay that has become another one."""
+        delay_ms = self._timeline.delay_ms
         if self._timeline.silent_from is not None or abs(delay_ms - self._told_delay_ms) >= _DELAY_TOLD_MS:
-            self._told_ns, self._told_delay_ms = now_ns, delay_ms
+            self._told_delay_ms = delay_ms
             self._tell(self, self._word._replace(is_event=False))
+
+    def _tell_title(self, title: str) -> None:
+        if title != self.title:
+            self.title = title
+            self._tell(self, self._word._replace(is_event=True, is_title=True))
 
     # the publisher
 
@@ -199,14 +239,16 @@ class SourceRun:
 
         Raises: Fenced.
         """
-        timeline = self._timeline
-        while True:
-            while (ripe := timeline.take(self._clock.now_ns())) is not None:
-                await self._publish(ripe)
-            if timeline.over:
-                return
-            self._tell_figures()
-            self._take(await self._next(feeder), feeder)
+        timeline, alarm = self._timeline, _Alarm(feeder.fed)
+        try:
+            while True:
+                while (ripe := timeline.take(self._clock.now_ns())) is not None:
+                    await self._publish(ripe)
+                if timeline.over:
+                    return
+                self._take(await self._next(feeder, alarm), feeder)
+        finally:
+            alarm.cancel()
 
     def _take(self, came: Fed | None, feeder: Feeder) -> None:
         timeline, nature, now_ns = self._timeline, feeder.nature, self._clock.now_ns()
@@ -217,6 +259,8 @@ class SourceRun:
                     feeder.child.set_rate(timeline.rate_ppm)
             case Opened(chunk_ms):
                 timeline.opened(now_ns, chunk_ms * NS_PER_MS)
+            case Title(text):
+                self._tell_title(text)
             case Stalled(error, attempt):
                 timeline.broke()
                 self._say(Word("stalled", "", error, attempt))
@@ -224,23 +268,23 @@ class SourceRun:
                 timeline.ended()
                 self._error = error
 
-    async def _next(self, feeder: Feeder) -> Fed | None:
+    async def _next(self, feeder: Feeder, alarm: _Alarm) -> Fed | None:
         """What comes next; None: it is time to look again."""
-        now_ns = self._clock.now_ns()
-        wants_more, due_ns = self._timeline.wants_more(now_ns), self._timeline.due_ns(now_ns)
-        if wants_more and not feeder.fed.empty():
-            return feeder.fed.get_nowait()
-        wait_s = _STATUS_EVERY_S if due_ns is None else min(_STATUS_EVERY_S, max(0.0, (due_ns - now_ns) / NS_PER_S))
+        now_ns, timeline, fed = self._clock.now_ns(), self._timeline, feeder.fed
+        if now_ns - self._told_ns > _STATUS_EVERY_NS:
+            self._told_ns = now_ns
+            self._tell_figures()
+        wants_more, due_ns = timeline.wants_more(now_ns), timeline.due_ns(now_ns)
+        if wants_more and not fed.empty():
+            return fed.get_nowait()
+        wait_ns = _STATUS_EVERY_NS if due_ns is None else min(_STATUS_EVERY_NS, max(0, due_ns - now_ns))
         if not wants_more:
-            if self._timeline.holds_much:
+            if timeline.holds_much:
                 feeder.nature.certain = True
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(wait_ns / NS_PER_S)
             return None
-        try:
-            async with asyncio.timeout(wait_s):
-                return await feeder.fed.get()
-        except TimeoutError:
-            return None
+        alarm.within(wait_ns / NS_PER_S)
+        return await fed.get()
 
     async def _publish(self, ripe: Slice) -> None:
         """Publish for as long as it takes; what became too late meanwhile is moved, or left where it is live."""

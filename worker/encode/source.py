@@ -13,13 +13,23 @@ import site
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, NamedTuple, Self
 
 import msgspec
 
 from shared.errors import ErrorCode, MalformedPacket, SourceError
 from shared.protocol.opus import check_frame
-from worker.encode.records import HEADER_BYTES, ChildOrder, Header, Kind, unpack_error, unpack_header, write_rate
+from worker.encode.records import (
+    HEADER_BYTES,
+    ChildOrder,
+    Header,
+    Kind,
+    Looks,
+    unpack_error,
+    unpack_header,
+    unpack_looks,
+    write_rate,
+)
 
 FRAME_TIMEOUT_S = 35.0
 """How long `read` waits for one record; above the child's own time-outs, which tell more."""
@@ -44,17 +54,33 @@ class EncodedFrame:
         item: place in the playlist, from 0.
         position_samples: of the first sample encoded, within the item, at 48 kHz. Heard, it is later by the
             encoder's delay of a few milliseconds.
-        live: of a source whose end is not known.
     """
 
     packet: bytes
     item: int
     position_samples: int
-    live: bool = False
+
+
+class Title(NamedTuple):
+    """What is on air from here on, as the source says."""
+
+    text: str
+
+
+class Place(NamedTuple):
+    """Where in live input this is."""
+
+    number: int
+
+
+Told = EncodedFrame | Looks | Title | Place
 
 
 class SourceChild:
     """One running child. Read it until None or an error, then close it; also an async context manager.
+
+    Attributes:
+        complete: the end that was read is one for certain: of a file that is there to its last byte.
 
     One task reads at a time. Nothing is tried again here.
     """
@@ -81,6 +107,7 @@ class SourceChild:
         self._failure: SourceError | None = None
         self._ended = False
         self._closing = False
+        self.complete = False
 
     @classmethod
     async def start(
@@ -136,8 +163,8 @@ class SourceChild:
             self._rate_ppm = rate_ppm
             write_rate(self._order_file.fileno(), rate_ppm)
 
-    async def read(self) -> EncodedFrame | None:
-        """Wait for the next frame; None once the source has ended.
+    async def read(self) -> Told | None:
+        """Wait for the next frame, or for something said about those that follow; None once the source has ended.
 
         A read that is cancelled or timed out loses nothing: the next one goes on where it stopped.
 
@@ -162,16 +189,15 @@ class SourceChild:
         self._timeout_s = self._frame_timeout_s
         match header.kind:
             case Kind.END:
-                self._ended = True
+                self._ended, self.complete = True, bool(body)
                 return None
             case Kind.ERROR:
                 raise self._told(body)
-            case Kind.FRAME | Kind.LIVE_FRAME:
+            case _:
                 try:
-                    check_frame(body)
-                except MalformedPacket as error:
-                    raise self._failed(f"the encoding process wrote what is no frame: {error.message}") from error
-                return EncodedFrame(body, header.item, header.position_samples, header.kind is Kind.LIVE_FRAME)
+                    return _read(header, body)
+                except (MalformedPacket, ValueError) as error:
+                    raise self._failed(f"the encoding process wrote what is no frame: {error}") from error
 
     async def close(self) -> None:
         """Kill the child, reap it, close the pipe; may be called again, at any time. Cancelled, it reaps all the same.
@@ -234,6 +260,23 @@ class SourceChild:
             return self._failed("the encoding process failed and did not say why in words known here")
         self._failure = SourceError(told.message, code=code, retryable=code not in _NOT_RETRYABLE)
         return self._failure
+
+
+def _read(header: Header, body: bytes) -> Told:
+    """One record that is no end.
+
+    Raises: MalformedPacket, ValueError: its body is not what it should be.
+    """
+    match header.kind:
+        case Kind.OPENED:
+            return unpack_looks(body)
+        case Kind.TITLE:
+            return Title(body.decode())
+        case Kind.PLACE:
+            return Place(int(body))
+        case _:
+            check_frame(body)
+            return EncodedFrame(body, header.item, header.position_samples)
 
 
 class _PipeProtocol(asyncio.StreamReaderProtocol):

@@ -1,0 +1,265 @@
+"""An HLS stream as files in a row that FFmpeg reads: segment after segment, a new file at each seam.
+
+    playlist ─(again each half target duration)─▶ segments ─▶ bytes of one after the other ─▶ Part.read
+
+The container inside is FFmpeg's; what a playlist says of names, times and encryption is seen to here. A segment that
+cannot be had is left out, as players do. Source: RFC 8216.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from shared.errors import ErrorCode, SourceError
+from worker.encode.playlist import MOST_BYTES, Master, Media, Segment, parse_hls
+from worker.encode.web import Answer, Web, shown
+
+BEGIN_SEGMENTS = 3
+"""A live stream is begun so many from its end."""
+WAIT_TARGETS = 3
+"""So many target durations without anything new are too many."""
+_LEAST_WAIT_S = 8.0
+_MOST_SEGMENT_BYTES = 64 * 1024 * 1024
+_MOST_INIT_BYTES = 4 * 1024 * 1024
+_MOST_LEFT_OUT = 5
+"""Segments in a row that cannot be had."""
+_KEY_BYTES = 16
+
+
+class HlsStream:
+    """One media playlist and what it leads to.
+
+    Args:
+        web: asks for everything.
+        url: of the playlist.
+        media: what it says now.
+        after: begin behind the segment of this sequence where the stream still has it; None: it was never heard.
+        on_place: told of the sequence of each segment that was read whole.
+    """
+
+    def __init__(self, web: Web, url: str, media: Media, *, after: int | None, on_place: Callable[[int], None]) -> None:
+        self._web = web
+        self._url = url
+        self._on_place = on_place
+        self._media = media
+        self._loaded_s = time.monotonic()
+        self._new_s = self._loaded_s
+        self._waiting: deque[Segment] = deque()
+        self._newest = -1
+        self._current: Answer | _Bytes | None = None
+        self._segment: Segment | None = None
+        self._init = ""
+        self._keys: dict[str, bytes] = {}
+        self._is_seam = False
+        """Before the segment that is open, or before one that was left out just before it."""
+        self._left_out = 0
+        self._failure: SourceError | None = None
+        """Of the segment left out last."""
+        self._heard = False
+        self._begin(media, after)
+
+    @property
+    def chunk_ms(self) -> int:
+        """How long a pause may be: a segment, and half of one until that is noticed."""
+        return 0 if self._media.ended else round(self._media.target_s * 1_500)
+
+    def parts(self) -> Iterator[Part]:
+        """What can be read in one piece each; of a live stream without end.
+
+        Raises: SourceError.
+        """
+        while self._segment is not None or self._open_next():
+            yield Part(self)
+        if not self._heard:
+            raise self._failure or SourceError(f"{shown(self._url)} holds no sound", code=ErrorCode.SOURCE_EMPTY)
+
+    def read(self, most: int, *, fresh: bool) -> bytes:
+        """The next bytes of this part; nothing at its end.
+
+        Args: fresh: nothing of it was read yet.
+        Raises: SourceError.
+        """
+        while True:
+            if self._current is None and (not self._open_next() or (self._is_seam and not fresh)):
+                return b""
+            assert self._current is not None
+            assert self._segment is not None
+            try:
+                found = self._current.read(most)
+            except SourceError as error:
+                self._leave_out(error)
+                continue
+            if found:
+                self._heard = True
+                return found
+            self._on_place(self._segment.sequence)
+            self._current.close()
+            self._current = self._segment = None
+            self._left_out, self._is_seam = 0, False
+
+    def close(self) -> None:
+        if self._current is not None:
+            self._current.close()
+
+    def _leave_out(self, failure: SourceError) -> None:
+        """What is left of this segment is not heard.
+
+        Raises: SourceError: as the segments before it.
+        """
+        self._failure = failure
+        self._left_out += 1
+        if self._left_out > _MOST_LEFT_OUT:
+            raise failure
+        if self._current is not None:
+            self._current.close()
+        self._current = self._segment = None
+
+    def _open_next(self) -> bool:
+        """Open the next segment; False when there is none, and never will be."""
+        while self._current is None:
+            segment = self._next()
+            if segment is None:
+                return False
+            self._is_seam = self._is_seam or segment.seam
+            try:
+                self._current = self._fetched(segment)
+                self._segment = segment
+            except SourceError as error:
+                if error.code is ErrorCode.SOURCE_ENCRYPTED:
+                    raise
+                self._leave_out(error)
+        return True
+
+    def _fetched(self, segment: Segment) -> Answer | _Bytes:
+        head = b""
+        if segment.init and (segment.init != self._init or segment.seam):
+            head = self._whole(segment.init, _MOST_INIT_BYTES)
+            self._init = segment.init
+        answer = self._web.get(segment.url, first_byte=segment.first_byte)
+        if not (head or segment.key or segment.length):
+            return answer
+        try:
+            body = answer.read_all(_MOST_SEGMENT_BYTES) if not segment.length else _exactly(answer, segment.length)
+        finally:
+            answer.close()
+        if segment.key:
+            body = self._decrypted(segment, body)
+        return _Bytes(head + body)
+
+    def _whole(self, url: str, most: int) -> bytes:
+        answer = self._web.get(url)
+        try:
+            return answer.read_all(most)
+        finally:
+            answer.close()
+
+    def _decrypted(self, segment: Segment, body: bytes) -> bytes:
+        key = self._keys.get(segment.key)
+        if key is None:
+            try:
+                key = self._whole(segment.key, 1_024)
+            except SourceError as error:
+                message = f"the HLS stream is encrypted, and its key cannot be had: {error.message}"
+                raise SourceError(message, code=ErrorCode.SOURCE_ENCRYPTED) from error
+            self._keys = {segment.key: key}
+        if len(key) != _KEY_BYTES or len(body) % _KEY_BYTES:
+            raise SourceError("the HLS stream is encrypted, and its key is none", code=ErrorCode.SOURCE_ENCRYPTED)
+        iv = segment.iv if segment.iv is not None else segment.sequence.to_bytes(_KEY_BYTES, "big")
+        opener = Cipher(algorithms.AES(key), modes.CBC(iv)).decryptor()
+        clear = opener.update(body) + opener.finalize()
+        return clear[: -clear[-1]] if clear and 1 <= clear[-1] <= _KEY_BYTES else clear
+
+    # the playlist
+
+    def _begin(self, media: Media, after: int | None) -> None:
+        segments = list(media.segments)
+        if not media.ended or after is not None:
+            unheard = [one for one in segments if after is None or one.sequence > after]
+            if after is not None and segments and segments[-1].sequence < after - len(segments):
+                unheard = segments  # it counts anew
+            segments = unheard[-BEGIN_SEGMENTS:] if not media.ended else unheard
+        self._waiting.extend(segments)
+        self._newest = max([*(one.sequence for one in media.segments), -1 if after is None else after])
+
+    def _next(self) -> Segment | None:
+        while not self._waiting:
+            if self._media.ended:
+                return None
+            self._load_again()
+        return self._waiting.popleft()
+
+    def _load_again(self) -> None:
+        """Wait for half a target duration, and look what is new.
+
+        Raises: SourceError: for long nothing.
+        """
+        target_s = self._media.target_s
+        time.sleep(max(0.0, self._loaded_s + target_s / 2 - time.monotonic()))
+        self._loaded_s = time.monotonic()
+        failure: SourceError | None = None
+        try:
+            told = parse_hls(self._whole(self._url, MOST_BYTES).decode("utf-8", "replace"), self._url)
+            if isinstance(told, Master):
+                raise SourceError(f"{shown(self._url)} is another playlist now", code=ErrorCode.SOURCE_BROKEN)
+            self._media = told
+            self._take_new(told)
+        except SourceError as error:
+            failure = error
+        if self._waiting:
+            self._new_s = self._loaded_s
+        elif self._loaded_s - self._new_s > max(_LEAST_WAIT_S, WAIT_TARGETS * target_s):
+            raise failure or SourceError(
+                f"{shown(self._url)} has had nothing new for {self._loaded_s - self._new_s:.0f} s",
+                code=ErrorCode.SOURCE_STALLED,
+            )
+
+    def _take_new(self, media: Media) -> None:
+        if not media.segments:
+            return
+        if media.segments[-1].sequence < self._newest - len(media.segments):
+            self._newest = media.segments[-1].sequence - min(len(media.segments), BEGIN_SEGMENTS)  # it counts anew
+        self._waiting.extend(one for one in media.segments if one.sequence > self._newest)
+        self._newest = max(self._newest, media.segments[-1].sequence)
+
+
+class Part:
+    """A file for FFmpeg: what comes up to the next seam. It cannot be sought in."""
+
+    def __init__(self, stream: HlsStream) -> None:
+        self._stream = stream
+        self._fresh = True
+        self._over = False
+
+    def read(self, most: int, /) -> bytes:
+        if self._over:
+            return b""
+        found = self._stream.read(most, fresh=self._fresh)
+        self._fresh, self._over = False, not found
+        return found
+
+
+class _Bytes:
+    """A segment that was read already."""
+
+    def __init__(self, body: bytes) -> None:
+        self._left = memoryview(body)
+
+    def read(self, most: int) -> bytes:
+        found, self._left = self._left[:most], self._left[most:]
+        return bytes(found)
+
+    def close(self) -> None:
+        self._left = memoryview(b"")
+
+
+def _exactly(answer: Answer, length: int) -> bytes:
+    if length > _MOST_SEGMENT_BYTES:
+        raise SourceError("an HLS segment is too large", code=ErrorCode.SOURCE_TOO_LARGE)
+    found = bytearray()
+    while len(found) < length and (part := answer.read(min(length - len(found), 65_536))):
+        found += part
+    return bytes(found)

@@ -1,0 +1,257 @@
+"""Opens what a URL leads to: a station, a file, an HLS stream, or a list that names one of them.
+
+    URL ─▶ answer ─▶ what is it? ─▶ list: its first entry that opens ─▶ ...
+                                 ├▶ HLS: parts, one between two seams
+                                 └▶ sound: one part, the answer itself
+
+Used in the encoding child only.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from shared.errors import ErrorCode, SourceError
+from shared.schema.job import SourceKind
+from worker.encode.hls import HlsStream
+from worker.encode.playlist import MOST_BYTES, Master, parse_hls, parse_list, sniff
+from worker.encode.web import Answer, Web, shown
+
+_DEEPEST = 4
+"""Lists may name lists."""
+_MOST_TRIED = 10
+"""Of the entries of a list."""
+_HEAD_BYTES = 1_024
+_FORWARD_BYTES = 256 * 1024
+"""A place that is so near is read up to instead of asked for."""
+
+
+class Readable(Protocol):
+    """What FFmpeg reads from."""
+
+    def read(self, most: int, /) -> bytes: ...
+
+
+@runtime_checkable
+class Seekable(Protocol):
+    """What can be sought in, if it says so."""
+
+    def seekable(self) -> bool: ...
+
+    def seek(self, offset: int, whence: int = 0) -> int: ...
+
+    def tell(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Something open.
+
+    Attributes:
+        parts: to be decoded one after the other.
+        live: it looks like live input; `certain`: without doubt.
+        chunk_ms: how long a pause in it may be; 0: not known.
+        has_seams: it may be more than one part.
+        trickles: it may come no faster than it is heard.
+        is_complete: asked at its end: whether that was one.
+    """
+
+    parts: Iterator[Readable]
+    shown: str
+    live: bool
+    certain: bool
+    chunk_ms: int
+    has_seams: bool
+    trickles: bool
+    is_complete: Callable[[], bool]
+
+
+@contextmanager
+def open_input(
+    url: str, kind: SourceKind, web: Web, *, after: int | None = None, on_place: Callable[[int], None] = lambda _: None
+) -> Iterator[Input]:
+    """Open a web source.
+
+    Args:
+        kind: what it is taken for; `auto`: see what it looks like.
+        after: of HLS, the segment that was heard last.
+        on_place: told of HLS segments that were read whole.
+    Raises: SourceError: with the code that says why it cannot be played.
+    """
+    opened = _open(url, kind, web, after, on_place, 0)
+    try:
+        yield opened.input
+    finally:
+        opened.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    input: Input
+    close: Callable[[], None]
+
+
+def _open(
+    url: str, kind: SourceKind, web: Web, after: int | None, on_place: Callable[[int], None], depth: int
+) -> _Opened:
+    if depth > _DEEPEST:
+        raise SourceError(f"{shown(url)}: lists that name lists, and no end of it", code=ErrorCode.SOURCE_NOT_AUDIO)
+    answer = web.get(url)
+    try:
+        head = _head_of(answer)
+        playlist = sniff(head, answer.content_type, answer.url)
+        if playlist is None:
+            _refuse_what_is_no_sound(answer, head)
+            file = _WebFile(web, answer, head)
+            return _Opened(_of_answer(answer, file, kind), file.close)
+        text = (head + answer.read_all(MOST_BYTES)).decode("utf-8", "replace")
+    except BaseException:
+        answer.close()
+        raise
+    answer.close()
+    if playlist == "list":
+        return _first_of(parse_list(text, answer.url), answer.url, kind, web, after, on_place, depth)
+    told = parse_hls(text, answer.url)
+    if isinstance(told, Master):
+        return _open(told.url, kind, web, after, on_place, depth + 1)
+    if not told.segments and told.ended:
+        raise SourceError(f"{shown(url)}: an HLS playlist without segments", code=ErrorCode.SOURCE_EMPTY)
+    if told.ended and kind == "live" and after is None:
+        # read from its beginning, what was heard before might be heard a second time
+        raise SourceError(f"the playlist of {shown(url)} has ended", code=ErrorCode.SOURCE_ENDED)
+    stream = HlsStream(web, answer.url, told, after=after, on_place=on_place)
+    is_live = not told.ended or kind == "live"
+    described = Input(stream.parts(), shown(url), is_live, True, stream.chunk_ms, True, False, lambda: told.ended)
+    return _Opened(described, stream.close)
+
+
+def _first_of(
+    urls: list[str],
+    named_by: str,
+    kind: SourceKind,
+    web: Web,
+    after: int | None,
+    on_place: Callable[[int], None],
+    depth: int,
+) -> _Opened:
+    """The first entry of a list that opens: the others are the same station elsewhere."""
+    failure = SourceError(f"{shown(named_by)} is a list that names nothing", code=ErrorCode.SOURCE_NOT_AUDIO)
+    for url in [one for one in urls if one.lower().startswith(("http://", "https://"))][:_MOST_TRIED]:
+        try:
+            return _open(url, kind, web, after, on_place, depth + 1)
+        except SourceError as error:
+            failure = error
+    raise failure
+
+
+def _head_of(answer: Answer) -> bytes:
+    head = b""
+    while len(head) < _HEAD_BYTES and (part := answer.read(_HEAD_BYTES - len(head))):
+        head += part
+    if not head:
+        raise SourceError(f"{shown(answer.url)} answers with nothing", code=ErrorCode.SOURCE_EMPTY)
+    return head
+
+
+def _of_answer(answer: Answer, file: _WebFile, kind: SourceKind) -> Input:
+    """How it looks: a station says so, and what has no length is no file on a disk."""
+    looks_live = answer.is_station or answer.length is None
+    certain = answer.is_station or (answer.length is not None and answer.serves_ranges)
+    live = looks_live if kind == "auto" else kind == "live"
+    trickles = looks_live or live
+    return Input(iter([file]), shown(answer.url), live, certain, 0, False, trickles, lambda: file.complete)
+
+
+_NO_SOUND = (
+    (b"\x89PNG", "a picture (PNG)"),
+    (b"\xff\xd8\xff", "a picture (JPEG)"),
+    (b"GIF8", "a picture (GIF)"),
+    (b"%PDF", "a document (PDF)"),
+    (b"PK\x03\x04", "an archive (ZIP)"),
+)
+
+
+def _refuse_what_is_no_sound(answer: Answer, head: bytes) -> None:
+    """Name what is clearly something else.
+
+    Raises: SourceError.
+    """
+    text = head.lstrip()[:200].lower()
+    found = next((name for magic, name in _NO_SOUND if head.startswith(magic)), "")
+    if text.startswith((b"<!doctype html", b"<html", b"<head")) or b"<html" in text:
+        found = "a web page (HTML)"
+    elif text.startswith((b'{"', b'[{"', b"{\n")) or (answer.content_type == "application/json" and text[:1] in b"{["):
+        found = "data (JSON)"
+    if found:
+        raise SourceError(f"{shown(answer.url)} is {found}, no sound", code=ErrorCode.SOURCE_NOT_AUDIO)
+
+
+class _WebFile:
+    """An answer as a file for FFmpeg; one that has a length and serves ranges can be sought in."""
+
+    def __init__(self, web: Web, answer: Answer, head: bytes) -> None:
+        self._web = web
+        self._answer = answer
+        self._head = head
+        self._length = answer.length
+        self._seekable = answer.serves_ranges and answer.length is not None and not answer.is_station
+        self._at = 0
+        """Where the next read begins."""
+        self._answer_at = 0
+        """Where the answer, with its head, is."""
+        self._over = False
+
+    @property
+    def complete(self) -> bool:
+        return self._answer.complete
+
+    def read(self, most: int, /) -> bytes:
+        if self._over and not self._seekable:
+            return b""
+        if self._seekable and self._at >= (self._length or 0):
+            return b""
+        if self._at != self._answer_at:
+            self._go_there()
+        if self._head:
+            found, self._head = self._head[:most], self._head[most:]
+        else:
+            found = self._answer.read(most)
+        self._at += len(found)
+        self._answer_at = self._at
+        self._over = not found
+        return found
+
+    def seekable(self) -> bool:
+        return self._seekable
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        assert self._length is not None
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def close(self) -> None:
+        self._answer.close()
+
+    def _go_there(self) -> None:
+        ahead = self._at - self._answer_at
+        if 0 < ahead <= _FORWARD_BYTES:
+            while ahead > 0:
+                part, self._head = (self._head[:ahead], self._head[ahead:]) if self._head else (b"", b"")
+                part = part or self._answer.read(min(ahead, _FORWARD_BYTES))
+                if not part:
+                    break
+                ahead -= len(part)
+            self._answer_at = self._at
+            return
+        self._head = b""
+        self._answer.close()
+        self._answer = self._web.get(self._answer.url, first_byte=self._at)
+        self._answer_at = self._at

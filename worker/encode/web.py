@@ -1,0 +1,337 @@
+"""HTTP as stations and other servers speak it: one answer, read as it comes. Used in the encoding child only.
+
+What is not standard here is standard in the field: Shoutcast's `ICY 200 OK`, titles among the sound (`icy-metaint`),
+servers that let in only what looks like a browser. Nothing is tried again here but a refusal, once, as a browser;
+opening anew is the feeder's.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import re
+import socket
+import ssl
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
+
+from shared.errors import ErrorCode, SourceError
+
+IO_TIMEOUT_S = 8.0
+"""For connecting, and for every single read."""
+MOST_REDIRECTS = 10
+AGENT = "guildcast"
+BROWSER = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+_REFUSALS = frozenset({400, 401, 403, 405, 406, 415, 416, 451, 503})
+"""What servers say to an agent that they do not like."""
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_READ_BYTES = 32 * 1024
+_LONGEST_TITLE = 500
+_ICY_BLOCK_BYTES = 16
+_UNSAFE = re.compile(r"[^\x21-\x7e]")
+_STREAM_TITLE = re.compile(rb"StreamTitle='(.*?)';", re.DOTALL)
+
+
+def shown(url: str) -> str:
+    """A URL as it may stand in a message: without user, password and query."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "an unreadable URL"
+    if not parts.netloc:
+        return url
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+class _StatusLine:
+    """Reads the head of an answer; Shoutcast's first line is made HTTP."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self._first = True
+
+    def readline(self, limit: int = -1) -> bytes:
+        line = bytes(self.file.readline(limit))
+        if self._first:
+            self._first = False
+            if line.startswith(b"ICY "):
+                return b"HTTP/1.0 " + line.removeprefix(b"ICY ")
+        return line
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        self.fp: Any = _StatusLine(self.fp)
+
+    def begin(self) -> None:
+        super().begin()
+        if isinstance(self.fp, _StatusLine):
+            self.fp = self.fp.file  # the body comes in many small pieces
+
+
+class _Exchange(NamedTuple):
+    connection: http.client.HTTPConnection
+    response: http.client.HTTPResponse
+
+    def close(self) -> None:
+        self.response.close()
+        self.connection.close()
+
+
+class Answer:
+    """One answer with status 200 or 206.
+
+    Attributes:
+        url: where it came from, behind all redirects.
+        length: of its body in bytes, None: not told.
+        serves_ranges: it may be asked for from a place on.
+        is_station: its headers are those of a radio station.
+        complete: its end was reached, and it is one: it was as long as was told. Any server can end chunks politely.
+    """
+
+    def __init__(self, url: str, exchange: _Exchange, on_title: Callable[[str], None]) -> None:
+        self.url = url
+        self.complete = False
+        self._exchange = exchange
+        self._response = response = exchange.response
+        self._on_title = on_title
+        headers = response.headers
+        self.content_type = (headers.get_content_type() if headers.get("Content-Type") else "").lower()
+        self.length = response.length
+        self.serves_ranges = response.status == 206 or headers.get("Accept-Ranges", "").strip().lower() == "bytes"
+        names = [name.lower() for name in headers]
+        server = headers.get("Server", "").lower()
+        self.is_station = any(name.startswith(("icy-", "ice-")) for name in names) or (
+            self.length is None and server.startswith(("icecast", "shoutcast"))
+        )
+        interval = headers.get("icy-metaint", "")
+        self._title_every = int(interval) if interval.isdecimal() and 0 < int(interval) < 1 << 24 else 0
+        self._until_title = self._title_every
+        self._gzip = zlib.decompressobj(16 + zlib.MAX_WBITS) if "gzip" in headers.get("Content-Encoding", "") else None
+        self._packed = b""
+
+    def read(self, most: int = _READ_BYTES) -> bytes:
+        """What has come, at most so many bytes; nothing at the end.
+
+        Raises: SourceError.
+        """
+        if self._gzip is not None:
+            return self._unpacked(most)
+        if not self._title_every:
+            return self._raw(most)
+        if not self._until_title:
+            self._take_title()
+        found = self._raw(min(most, self._until_title))
+        self._until_title -= len(found)
+        return found
+
+    def read_all(self, most: int) -> bytes:
+        """The whole body.
+
+        Raises: SourceError: also where it is longer than that.
+        """
+        found = bytearray()
+        while part := self.read():
+            found += part
+            if len(found) > most:
+                raise SourceError(f"{shown(self.url)} is longer than {most:,} bytes", code=ErrorCode.SOURCE_TOO_LARGE)
+        return bytes(found)
+
+    def close(self) -> None:
+        self._exchange.close()
+
+    def _raw(self, most: int) -> bytes:
+        try:
+            found = self._response.read1(most)
+        except (http.client.HTTPException, OSError) as error:
+            raise _reading_failed(error, self.url) from error
+        if not found and most:
+            if self._response.length:  # what was told did not come
+                raise SourceError(f"{shown(self.url)} breaks off", code=ErrorCode.SOURCE_BROKEN)
+            self.complete = self.length is not None
+        return found
+
+    def _exactly(self, count: int) -> bytes:
+        found = b""
+        while len(found) < count and (part := self._raw(count - len(found))):
+            found += part
+        return found
+
+    def _take_title(self) -> None:
+        self._until_title = self._title_every
+        size = self._exactly(1)
+        if not size or not size[0]:
+            return
+        match = _STREAM_TITLE.search(self._exactly(size[0] * _ICY_BLOCK_BYTES))
+        if match:
+            self._on_title(title_of(match.group(1)))
+
+    def _unpacked(self, most: int) -> bytes:
+        assert self._gzip is not None
+        try:
+            while not self._gzip.eof:
+                packed = self._packed or self._raw(_READ_BYTES)
+                if not packed:
+                    return b""
+                found = self._gzip.decompress(packed, most)
+                self._packed = self._gzip.unconsumed_tail
+                if found:
+                    return found
+        except zlib.error as error:
+            raise SourceError(
+                f"{shown(self.url)} says that it is packed with gzip, and is not", code=ErrorCode.SOURCE_NOT_AUDIO
+            ) from error
+        return b""
+
+
+def title_of(raw: bytes) -> str:
+    """A title in whatever encoding it came, on one line."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("cp1252", "replace")
+    return " ".join(text.split())[:_LONGEST_TITLE]
+
+
+class Web:
+    """Asks for what one source consists of.
+
+    Args:
+        timeout_s: for connecting, and for every single read.
+        on_title: told of titles among the sound.
+    """
+
+    def __init__(self, *, timeout_s: float = IO_TIMEOUT_S, on_title: Callable[[str], None] = lambda _: None) -> None:
+        self._timeout_s = timeout_s
+        self._on_title = on_title
+        self._agent = AGENT
+        context = ssl.create_default_context()
+        self._tls = context
+
+    def get(self, url: str, *, first_byte: int = 0) -> Answer:
+        """Ask for a URL, or for what it has from a byte on.
+
+        Raises: SourceError with the code that says why there is no answer of use.
+        """
+        if not url.lower().startswith(("http://", "https://")):
+            raise SourceError(f"{shown(url)} is not on the web", code=ErrorCode.SOURCE_FORBIDDEN)
+        try:
+            return self._follow(url, first_byte)
+        except ValueError as error:  # what urllib says of a URL that is none
+            message = f"{shown(url)} is no URL, or leads to one that is none: {error}"
+            raise SourceError(message, code=ErrorCode.SOURCE_UNREACHABLE) from error
+
+    def _follow(self, url: str, first_byte: int) -> Answer:
+        begun_at = url
+        credentials: dict[str, str] = {}
+        for _ in range(MOST_REDIRECTS + 1):
+            url, own = _without_credentials(url)
+            credentials = own or credentials
+            exchange = self._asked(url, first_byte, credentials)
+            response = exchange.response
+            if response.status not in _REDIRECTS or not response.headers.get("Location"):
+                return self._judged(url, exchange, first_byte)
+            exchange.close()
+            target = urljoin(url, response.headers["Location"])
+            if not target.lower().startswith(("http://", "https://")):
+                raise SourceError(f"{shown(url)} leads away from the web", code=ErrorCode.SOURCE_FORBIDDEN)
+            if urlsplit(target).hostname != urlsplit(url).hostname:
+                credentials = {}
+            url = target
+        message = f"{shown(begun_at)} leads from address to address, and nowhere in {MOST_REDIRECTS} of them"
+        raise SourceError(message, code=ErrorCode.SOURCE_REDIRECTS)
+
+    def _asked(self, url: str, first_byte: int, credentials: dict[str, str]) -> _Exchange:
+        """Ask; where that is refused, once more as a browser."""
+        exchange = self._ask(url, first_byte, credentials)
+        if exchange.response.status in _REFUSALS and self._agent != BROWSER:
+            exchange.close()
+            self._agent = BROWSER
+            exchange = self._ask(url, first_byte, credentials)
+            if exchange.response.status in _REFUSALS:
+                self._agent = AGENT
+        return exchange
+
+    def _judged(self, url: str, exchange: _Exchange, first_byte: int) -> Answer:
+        response, status = exchange.response, exchange.response.status
+        if status == 206 or (status == 200 and not first_byte):
+            return Answer(url, exchange, self._on_title)
+        exchange.close()
+        if status == 200:
+            raise SourceError(f"{shown(url)} cannot be read from a place on", code=ErrorCode.SOURCE_BROKEN)
+        if 200 <= status < 300:
+            raise SourceError(f"{shown(url)} answers with nothing: HTTP status {status}", code=ErrorCode.SOURCE_EMPTY)
+        message = f"{shown(url)} answers with HTTP status {status} {response.reason}".rstrip()
+        raise SourceError(message, code=ErrorCode.SOURCE_HTTP_STATUS)
+
+    def _ask(self, url: str, first_byte: int, credentials: dict[str, str]) -> _Exchange:
+        parts = urlsplit(url)
+        try:
+            port = parts.port
+        except ValueError as error:
+            raise SourceError(f"{shown(url)}: no such port", code=ErrorCode.SOURCE_UNREACHABLE) from error
+        host = parts.hostname or ""
+        connection = (
+            http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=self._tls)
+            if parts.scheme == "https"
+            else http.client.HTTPConnection(host, port, timeout=self._timeout_s)
+        )
+        connection.response_class = _Response
+        headers = {"User-Agent": self._agent, "Accept": "*/*", "Icy-MetaData": "1", "Connection": "close"}
+        if first_byte:
+            headers["Range"] = f"bytes={first_byte}-"
+        path = urlunsplit(("", "", parts.path or "/", parts.query, ""))
+        try:
+            connection.request("GET", path, headers=headers | credentials)
+            return _Exchange(connection, connection.getresponse())
+        except (http.client.HTTPException, OSError, UnicodeError) as error:
+            connection.close()
+            raise _asking_failed(error, url) from error
+
+
+def _without_credentials(url: str) -> tuple[str, dict[str, str]]:
+    """A URL with its scheme in small letters and without user and password, and the header that says those."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    bare = urlunsplit((parts.scheme.lower(), host, _escaped(parts.path), _escaped(parts.query), ""))
+    if not at:
+        return bare, {}
+    name, _, password = user.partition(":")
+    said = f"{unquote(name)}:{unquote(password)}".encode()
+    return bare, {"Authorization": f"Basic {base64.b64encode(said).decode()}"}
+
+
+def _escaped(text: str) -> str:
+    """What may not stand in a request as it is, as people write it."""
+    return _UNSAFE.sub(lambda one: "".join(f"%{byte:02X}" for byte in one.group().encode("utf-8", "replace")), text)
+
+
+def _asking_failed(error: BaseException, url: str) -> SourceError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        message = f"{shown(url)}: its certificate is not trusted: {error.verify_message}"
+        return SourceError(message, code=ErrorCode.SOURCE_CERTIFICATE)
+    if isinstance(error, ssl.SSLError):
+        message = f"{shown(url)}: no encrypted connection: {error.reason or error}"
+        return SourceError(message, code=ErrorCode.SOURCE_CERTIFICATE)
+    if isinstance(error, socket.gaierror):
+        message = f"{shown(url)}: there is no host of the name {urlsplit(url).hostname!r}: {error.strerror}"
+        return SourceError(message, code=ErrorCode.SOURCE_HOST_UNKNOWN)
+    if isinstance(error, TimeoutError):
+        return SourceError(f"{shown(url)} does not answer in time", code=ErrorCode.SOURCE_STALLED)
+    if isinstance(error, http.client.BadStatusLine | http.client.LineTooLong | http.client.HTTPException):
+        return SourceError(f"{shown(url)} does not answer as a web server does", code=ErrorCode.SOURCE_UNREACHABLE)
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+    return SourceError(f"{shown(url)} cannot be reached: {reason}", code=ErrorCode.SOURCE_UNREACHABLE)
+
+
+def _reading_failed(error: BaseException, url: str) -> SourceError:
+    if isinstance(error, TimeoutError):
+        return SourceError(f"{shown(url)} sends nothing any more", code=ErrorCode.SOURCE_STALLED)
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else "its answer is cut short"
+    return SourceError(f"{shown(url)} breaks off: {reason}", code=ErrorCode.SOURCE_BROKEN)
