@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shared.clock import NS_PER_MS, NS_PER_S
 from shared.schema.frame_entry import Flags
@@ -31,6 +31,7 @@ class Arrival:
     made_s: float | None = None
     event: str = ""
     chunk_s: float = 0.0
+    burst_s: float = 0.0
 
 
 @dataclass
@@ -131,7 +132,7 @@ def play(
         now_ns = came_ns
         if arrival.event == "opened":
             nature.opened(live=looks_live, certain=certain)
-            timeline.opened(now_ns, round(arrival.chunk_s * NS_PER_S))
+            timeline.opened(now_ns, round(arrival.chunk_s * NS_PER_S), round(arrival.burst_s * NS_PER_S))
         elif arrival.event == "broke":
             timeline.broke()
         elif arrival.event == "ended":
@@ -163,6 +164,7 @@ def station(
     burst_s: float = 0.0,
     chunk_s: float = 0.02,
     says_chunk_s: float = 0.0,
+    says_burst: bool = False,
     clock_ppm: float = 0.0,
     burst_speed: float | None = None,
 ) -> list[Arrival]:
@@ -170,10 +172,12 @@ def station(
 
     Args:
         chunk_s: so much comes at once, when its last frame was made.
+        says_chunk_s: how long its pauses may be, by its own word.
+        says_burst: it tells how long its burst is.
         clock_ppm: by how much the station's clock is fast.
         burst_speed: how many seconds of the burst come in a second; None: as fast as they are decoded.
     """
-    found = [Arrival(from_s, event="opened", chunk_s=says_chunk_s)]
+    found = [Arrival(from_s, event="opened", chunk_s=says_chunk_s, burst_s=burst_s if says_burst else 0.0)]
     pace = 0.02 / (1 + clock_ppm * 1e-6)
     at_s = from_s
     frames = round(burst_s / 0.02)
@@ -198,13 +202,11 @@ def in_order(arrivals: Iterable[Arrival]) -> list[Arrival]:
     found: list[Arrival] = []
     for one in arrivals:
         at_s = max(one.at_s, found[-1].at_s + DECODING_NS / NS_PER_S) if found else one.at_s
-        found.append(Arrival(at_s, one.made_s, one.event, one.chunk_s))
+        found.append(replace(one, at_s=at_s))
     return found
 
 
 def held_up(arrivals: Iterable[Arrival], from_s: float, for_s: float) -> list[Arrival]:
     """The same, but nothing comes for a while, and then all that was kept back at once."""
     end_s = from_s + for_s
-    return in_order(
-        Arrival(end_s, one.made_s, one.event, one.chunk_s) if from_s <= one.at_s < end_s else one for one in arrivals
-    )
+    return in_order(replace(one, at_s=end_s) if from_s <= one.at_s < end_s else one for one in arrivals)

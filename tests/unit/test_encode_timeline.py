@@ -4,6 +4,7 @@ what is told."""
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -74,6 +75,22 @@ def test_input_in_chunks_that_says_so_is_never_silent(chunk_s: float, lead_ms: i
     assert heard.silence_s() == 0
     assert not heard.marks
     assert heard.delays_ms[-1][1] <= max(lead_ms, 1_000 * (chunk_s + 0.6))
+
+
+@pytest.mark.parametrize("round_trip_s", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("segment_s", [2.0, 6.0])
+def test_segments_that_are_fetched_one_by_one_are_waited_for(segment_s: float, round_trip_s: float) -> None:
+    """Where it is told how much there is at once, pauses between them end no burst.
+
+    What was on its way for longer than is let be is left out once.
+    """
+    arrivals = station(0, 120, burst_s=2 * segment_s, chunk_s=segment_s, says_chunk_s=1.5 * segment_s, says_burst=True)
+    burst = [one for one in arrivals if one.made_s is not None and one.made_s < 0]
+    second = {id(one) for one in burst[len(burst) // 2 :]}
+    late = in_order(replace(one, at_s=one.at_s + round_trip_s) if id(one) in second else one for one in arrivals)
+    heard = play(late, 120, kind="live")
+    assert_in_order(heard, jumps=1 if round_trip_s > 0.8 else 0)
+    assert heard.silence_s() == 0
 
 
 @pytest.mark.parametrize("chunk_s", [1.5, 2.0, 4.0, 6.0, 10.0])

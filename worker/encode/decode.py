@@ -225,7 +225,7 @@ class _Source:
         """What looks live because its server tells no length may tell one itself."""
         self.has_seams = found.has_seams
         self.is_live = found.live and (found.certain or self._kind == "live" or not media.tells_length)
-        self._tell(Looks(self.is_live, found.certain, found.chunk_ms))
+        self._tell(Looks(self.is_live, found.certain, found.chunk_ms, found.burst_ms))
 
     def _tell(self, looks: Looks) -> None:
         if not self._told:

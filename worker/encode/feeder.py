@@ -34,9 +34,9 @@ StartChild = Callable[[SourceKind, int, int | None], Awaitable[SourceChild]]
 
 
 class Opened(NamedTuple):
-    """Stands before the first frame of each child; the source is said to come in chunks of this length, 0: not said."""
+    """Stands before the first frame of each child, with what the source looks like."""
 
-    chunk_ms: int = 0
+    looks: Looks = Looks()
 
 
 class Stalled(NamedTuple):
@@ -142,7 +142,7 @@ class Feeder:
                         if frames:
                             nature.arrived(time.monotonic_ns() - since_ns)
                         else:
-                            await self.fed.put(Opened(looks.chunk_ms))
+                            await self.fed.put(Opened(looks))
                         await self.fed.put(frame)
                         self._next_samples = frame.position_samples + FRAME_SAMPLES
                         frames += 1

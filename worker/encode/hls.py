@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -18,8 +18,10 @@ from shared.errors import ErrorCode, SourceError
 from worker.encode.playlist import MOST_BYTES, Master, Media, Segment, parse_hls
 from worker.encode.web import Answer, Web, shown
 
-BEGIN_SEGMENTS = 3
-"""A live stream is begun so many from its end."""
+_CHUNK_TARGETS = 1.5
+"""A pause lasts for a segment, and half of one until that is noticed."""
+_BEGIN_MORE_S = 1.0
+"""A live stream is begun so much further from its end than such a pause."""
 WAIT_TARGETS = 3
 """So many target durations without anything new are too many."""
 _LEAST_WAIT_S = 8.0
@@ -64,8 +66,13 @@ class HlsStream:
 
     @property
     def chunk_ms(self) -> int:
-        """How long a pause may be: a segment, and half of one until that is noticed."""
-        return 0 if self._media.ended else round(self._media.target_s * 1_500)
+        """How long a pause may be."""
+        return 0 if self._media.ended else round(self._media.target_s * _CHUNK_TARGETS * 1_000)
+
+    @property
+    def burst_ms(self) -> int:
+        """How much there is to be had at once."""
+        return 0 if self._media.ended else round(sum(one.duration_s for one in self._waiting) * 1_000)
 
     def parts(self) -> Iterator[Part]:
         """What can be read in one piece each; of a live stream without end.
@@ -176,14 +183,20 @@ class HlsStream:
     # the playlist
 
     def _begin(self, media: Media, after: int | None) -> None:
-        segments = list(media.segments)
-        if not media.ended or after is not None:
-            unheard = [one for one in segments if after is None or one.sequence > after]
-            if after is not None and segments and segments[-1].sequence < after - len(segments):
-                unheard = segments  # it counts anew
-            segments = unheard[-BEGIN_SEGMENTS:] if not media.ended else unheard
+        segments = list(unheard(media, after))
+        if not media.ended:
+            segments = self._from_the_edge(segments)
         self._waiting.extend(segments)
-        self._newest = max([*(one.sequence for one in media.segments), -1 if after is None else after])
+        self._newest = media.segments[-1].sequence if media.segments else -1 if after is None else after
+
+    def _from_the_edge(self, segments: list[Segment]) -> list[Segment]:
+        """The last segments, as many as the first pause wants."""
+        wanted_s = self._media.target_s * _CHUNK_TARGETS + _BEGIN_MORE_S
+        count, found_s = 0, 0.0
+        while count < len(segments) and found_s < wanted_s:
+            count += 1
+            found_s += segments[-count].duration_s
+        return segments[len(segments) - count :]
 
     def _next(self) -> Segment | None:
         while not self._waiting:
@@ -218,12 +231,21 @@ class HlsStream:
             )
 
     def _take_new(self, media: Media) -> None:
-        if not media.segments:
-            return
-        if media.segments[-1].sequence < self._newest - len(media.segments):
-            self._newest = media.segments[-1].sequence - min(len(media.segments), BEGIN_SEGMENTS)  # it counts anew
-        self._waiting.extend(one for one in media.segments if one.sequence > self._newest)
-        self._newest = max(self._newest, media.segments[-1].sequence)
+        fresh = unheard(media, self._newest)
+        if media.segments and fresh and fresh[0].sequence <= self._newest:
+            fresh = self._from_the_edge(list(fresh))  # it counts anew
+        self._waiting.extend(fresh)
+        if fresh:
+            self._newest = fresh[-1].sequence
+
+
+def unheard(media: Media, after: int | None) -> Sequence[Segment]:
+    """What a playlist has behind a segment; all of it where that was of another count, or never heard."""
+    if after is None or not media.segments:
+        return media.segments
+    if media.segments[-1].sequence < after - len(media.segments):
+        return media.segments  # an encoder that was restarted counts anew; one playlist behind is a slow server
+    return [one for one in media.segments if one.sequence > after]
 
 
 class Part:

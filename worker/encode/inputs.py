@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 
 from shared.errors import ErrorCode, SourceError
 from shared.schema.job import SourceKind
-from worker.encode.hls import HlsStream
+from worker.encode.hls import HlsStream, unheard
 from worker.encode.playlist import MOST_BYTES, Master, parse_hls, parse_list, sniff
 from worker.encode.web import Answer, Web, shown
 
@@ -55,6 +55,7 @@ class Input:
         parts: to be decoded one after the other.
         live: it looks like live input; `certain`: without doubt.
         chunk_ms: how long a pause in it may be; 0: not known.
+        burst_ms: how much of it is to be had at once; 0: not known.
         has_seams: it may be more than one part.
         trickles: it may come no faster than it is heard.
         is_complete: asked at its end: whether that was one.
@@ -65,6 +66,7 @@ class Input:
     live: bool
     certain: bool
     chunk_ms: int
+    burst_ms: int
     has_seams: bool
     trickles: bool
     is_complete: Callable[[], bool]
@@ -120,12 +122,14 @@ def _open(
         return _open(told.url, kind, web, after, on_place, depth + 1)
     if not told.segments and told.ended:
         raise SourceError(f"{shown(url)}: an HLS playlist without segments", code=ErrorCode.SOURCE_EMPTY)
-    if told.ended and kind == "live" and after is None:
+    if told.ended and kind == "live" and (after is None or not unheard(told, after)):
         # read from its beginning, what was heard before might be heard a second time
         raise SourceError(f"the playlist of {shown(url)} has ended", code=ErrorCode.SOURCE_ENDED)
     stream = HlsStream(web, answer.url, told, after=after, on_place=on_place)
     is_live = not told.ended or kind == "live"
-    described = Input(stream.parts(), shown(url), is_live, True, stream.chunk_ms, True, False, lambda: told.ended)
+    described = Input(
+        stream.parts(), shown(url), is_live, True, stream.chunk_ms, stream.burst_ms, True, False, lambda: told.ended
+    )
     return _Opened(described, stream.close)
 
 
@@ -162,8 +166,17 @@ def _of_answer(answer: Answer, file: _WebFile, kind: SourceKind) -> Input:
     looks_live = answer.is_station or answer.length is None
     certain = answer.is_station or (answer.length is not None and answer.serves_ranges)
     live = looks_live if kind == "auto" else kind == "live"
-    trickles = looks_live or live
-    return Input(iter([file]), shown(answer.url), live, certain, 0, False, trickles, lambda: file.complete)
+    return Input(
+        parts=iter([file]),
+        shown=shown(answer.url),
+        live=live,
+        certain=certain,
+        chunk_ms=0,
+        burst_ms=0,
+        has_seams=False,
+        trickles=looks_live or live,
+        is_complete=lambda: file.complete,
+    )
 
 
 _NO_SOUND = (

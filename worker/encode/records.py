@@ -65,11 +65,13 @@ class Looks(msgspec.Struct, frozen=True):
         live: it looks like live input.
         certain: without doubt.
         chunk_ms: how long a pause in it may be; 0: not known.
+        burst_ms: so much of it comes as fast as it can be fetched; 0: not known.
     """
 
     live: bool = False
     certain: bool = True
     chunk_ms: int = 0
+    burst_ms: int = 0
 
 
 class ErrorBody(msgspec.Struct, frozen=True):

@@ -257,8 +257,8 @@ class SourceRun:
                 timeline.arrived(frame, now_ns, live=nature.live, certain=nature.certain, paced=nature.paced)
                 if feeder.child is not None:
                     feeder.child.set_rate(timeline.rate_ppm)
-            case Opened(chunk_ms):
-                timeline.opened(now_ns, chunk_ms * NS_PER_MS)
+            case Opened(looks):
+                timeline.opened(now_ns, looks.chunk_ms * NS_PER_MS, looks.burst_ms * NS_PER_MS)
             case Title(text):
                 self._tell_title(text)
             case Stalled(error, attempt):

@@ -36,6 +36,7 @@ _CALM_FRAMES = 12
 """No more than that in so long a time is no burst: 1.6 times the pace of live input."""
 _LONGEST_BURST_NS = NS_PER_S
 """Of what is certainly live, whatever still comes at once then."""
+_EXPECTED_WITHIN_NS = 5 * NS_PER_S
 _MUCH_FRAMES = 60 * 50
 _SHORT_LEAD_MS = 500
 _SHORT_LEAD_ENTRY_FRAMES = 2
@@ -57,15 +58,24 @@ class Slice(NamedTuple):
 
 
 class _Burst:
-    """Looks at what comes before it is placed, until it comes at the pace of live input."""
+    """Looks at what comes before it is placed, until it comes at the pace of live input.
 
-    def __init__(self) -> None:
+    Args: expected: so many frames come as fast as they can be fetched, however long that pauses in between.
+    """
+
+    def __init__(self, expected: int = 0) -> None:
+        self._missing = expected
+        self._looked_from_ns = 0
+        """When what is expected was there."""
         self._first_ns: int | None = None
         self._last: deque[int] = deque(maxlen=_CALM_FRAMES + 1)
 
     def arrived(self, now_ns: int) -> None:
         if self._first_ns is None:
             self._first_ns = now_ns
+        if self._missing >= 0:
+            self._looked_from_ns = now_ns
+        self._missing -= 1
         self._last.append(now_ns)
 
     @property
@@ -77,10 +87,12 @@ class _Burst:
         """When it is over if nothing more comes; None: nothing has come yet."""
         if self._first_ns is None:
             return None
+        if self._missing > 0:
+            return self._first_ns + _EXPECTED_WITHIN_NS
         calm_ns = self._first_ns + CALM_NS
         if len(self._last) > _CALM_FRAMES:
             calm_ns = max(calm_ns, self._last[0] + CALM_NS)
-        return min(calm_ns, self._first_ns + _LONGEST_BURST_NS) if certain else calm_ns
+        return min(calm_ns, self._looked_from_ns + _LONGEST_BURST_NS) if certain else calm_ns
 
 
 class Timeline:
@@ -153,13 +165,18 @@ class Timeline:
 
     # what comes
 
-    def opened(self, now_ns: int, chunk_ns: int) -> None:
-        """The source is open, for the first time or again; it is said to come in chunks of this length."""
+    def opened(self, now_ns: int, chunk_ns: int = 0, burst_ns: int = 0) -> None:
+        """The source is open, for the first time or again.
+
+        Args:
+            chunk_ns: it is said to come in chunks of this length.
+            burst_ns: so much of it is said to be there at once.
+        """
         self.broken = False
-        if self._live:
+        if self._live or not self.epoch_us:
             if self._burst is not None:
                 self._held.clear()  # what follows them was not heard in one piece with them
-            self._burst = _Burst()
+            self._burst = _Burst(burst_ns * 9 // 10 // TICK_NS)  # segments are a little shorter than is said
             self._left_out = 0
         self._depth.opened(now_ns, chunk_ns)
 
