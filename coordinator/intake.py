@@ -32,6 +32,8 @@ _SECRET = re.compile(
     rf"""((?:{"|".join(_SECRETS)})\\*["']?\s*[:=]\s*)"""  # the name, quoted in whatever way
     r"""(\\*"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|\{[^}]*\}?|\[[^\]]*\]?|[^\s,}\]]+)"""
 )
+_USER = re.compile(r"(?i)(https?:\\*/\\*/)[^/@\s\"'?#]+@")
+"""User and password of a URL."""
 
 
 class Intake:
@@ -132,11 +134,15 @@ class Intake:
 
 
 def without_credentials(body: str) -> str:
-    """A job's text with its voice credentials removed, also where it is no JSON."""
+    """A job's text without voice credentials, and without user and password of its URLs, also where it is no JSON."""
     try:
         return msgspec.json.encode(_bare(msgspec.json.decode(body))).decode()[:_DEAD_BODY_CHARS]
     except UNREADABLE:
-        return _SECRET.sub(r'\1"(removed)"', body)[:_DEAD_BODY_CHARS]
+        return _without_secrets(body)[:_DEAD_BODY_CHARS]
+
+
+def _without_secrets(text: str) -> str:
+    return _USER.sub(r"\1(removed)@", _SECRET.sub(r'\1"(removed)"', text))
 
 
 def _bare(value: Any) -> Any:
@@ -144,4 +150,4 @@ def _bare(value: Any) -> Any:
         return {name: "(removed)" if name in _SECRETS else _bare(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_bare(inner) for inner in value]
-    return _SECRET.sub(r'\1"(removed)"', value) if isinstance(value, str) else value
+    return _without_secrets(value) if isinstance(value, str) else value

@@ -67,6 +67,16 @@ def test_what_is_no_json_loses_its_secrets_too(body: str) -> None:
     assert "SECRET" not in without_credentials(body)
 
 
+@pytest.mark.parametrize("scheme", ["http://", "https://", "HTTP://", "http:\\/\\/"])
+@pytest.mark.parametrize("end", ["}}", ""])
+def test_user_and_password_of_a_url_are_removed(scheme: str, end: str) -> None:
+    """What is left says which host it was."""
+    body = f'{{"id":"j","type":"broadcast.start","source":{{"url":"{scheme}SECRET:SECRET@host/a?b=c@d"{end}'
+    kept = without_credentials(body)
+    assert "SECRET" not in kept
+    assert "host" in kept
+
+
 def test_what_is_no_json_stays_readable() -> None:
     """The rest of a broken job stays."""
     kept = without_credentials('{"id": "j", "guild": "5", "token": "SECRET", "type": "guild.join",}')
