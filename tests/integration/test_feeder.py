@@ -15,7 +15,7 @@ from shared.schema.records import SourceRecord
 from worker.encode.feeder import Ended, Fed, Feeder, Opened, Stalled
 from worker.encode.records import Looks
 from worker.encode.retries import Retries
-from worker.encode.source import EncodedFrame, SourceChild
+from worker.encode.source import EncodedFrame, Place, SourceChild, Told
 
 PATIENCE_S = 20.0
 FRAME_S = 0.02
@@ -212,3 +212,25 @@ async def test_a_defect_is_told_as_the_end(monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(ended, Ended)
     assert ended.error is not None
     assert ended.error.code is ErrorCode.SOURCE_FAILED
+
+
+async def test_a_place_is_told_to_the_next_child_of_live_input_alone() -> None:
+    """A file goes on at its position: with both, as much again would be left out."""
+    for live in (True, False):
+        places: list[int | None] = []
+
+        class Placed(Script):
+            async def start(self, kind: SourceKind, start_samples: int, place: int | None) -> SourceChild:
+                places.append(place)  # noqa: B023
+                child = await super().start(kind, start_samples, place)
+                read, told = child.read, iter([Place(7)])
+
+                async def with_place() -> Told | None:
+                    one = await read()
+                    return next(told, one) if isinstance(one, EncodedFrame) else one
+
+                child.read = with_place  # type: ignore[method-assign]
+                return child
+
+        await fed(Placed(Play(5, BROKEN, paced=5, live=live)), WEB, 14)
+        assert places[:2] == [None, 7 if live else None]

@@ -425,6 +425,53 @@ async def test_credentials_of_a_url_are_said_to_its_host_alone(mp3: bytes) -> No
     assert "us%20er" not in error.message
 
 
+async def test_credentials_are_said_again_for_all_that_belongs_to_a_stream(made: Made) -> None:
+    """A playlist behind a password has segments behind it, too."""
+    folder, lines = made("mpegts")
+
+    async def locked(request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Authorization") != "Basic dTpw":
+            return web.Response(status=401)
+        name = request.match_info["name"]
+        if name.endswith(".m3u8"):
+            return web.Response(text="\n".join(lines), content_type="application/vnd.apple.mpegurl")
+        return web.FileResponse(folder / name)
+
+    async with served(("/{name:.*}", locked)) as base:
+        url = f"http://u:p@{base.removeprefix('http://')}/list.m3u8"
+        assert seconds_of(await heard(url)) == list(range(1, 12))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:pass/cret@127.0.0.1/stream",
+        "http://user:pass@127.0.0.1:1/cret@x",
+        "http:///x?token=cret",
+        "http://[cret/",
+        "http://127.0.0.1:99999/?cret",
+        "http://a b/?cret",
+        "http://[::1]:1/?cret",
+    ],
+)
+async def test_an_unreadable_url_is_one_clear_error_without_its_secrets(url: str) -> None:
+    """Whatever is wrong with it."""
+    error = await error_of(url)
+    assert "cret" not in error.message
+    assert "pass" not in error.message
+    assert error.code is ErrorCode.SOURCE_UNREACHABLE
+
+
+@pytest.mark.parametrize("kind", ["mpegts", "fmp4"])
+async def test_the_first_segment_may_be_missing(made: Made, kind: str) -> None:
+    """What a decoder needs first comes before the first that is there."""
+    async with HlsServer(*made(kind)) as server:
+        server.missing = {"seg0.ts", "seg0.m4s", "seg5.m4s"}
+        found = seconds_of(await heard(server.url))
+    assert found[-1] == 11
+    assert len(found) >= 8
+
+
 async def test_a_file_is_sought_in_where_its_server_serves_ranges(tmp_path: Path) -> None:
     """An MP4 with its index at the end, begun in the middle: not all of it is fetched."""
     music = np.tile(decode_file(PROGRAMME), (6, 1))

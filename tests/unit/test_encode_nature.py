@@ -102,3 +102,14 @@ def test_what_it_was_found_to_be_it_stays_when_it_is_opened_again() -> None:
     comes(nature, 20, 1.0)
     nature.opened(live=False, certain=True)
     assert (nature.live, nature.kind) == (True, "live")
+
+
+def test_what_was_live_for_long_does_not_end() -> None:
+    """A server that answers with a little and hangs up while it is restarted takes nobody off the air."""
+    nature = Nature("auto", is_local=False)
+    nature.opened(live=True, certain=False)
+    comes(nature, 60, 1.0)
+    nature.opened(live=True, certain=False)
+    comes(nature, 2, 0.0)
+    nature.ended()
+    assert nature.live

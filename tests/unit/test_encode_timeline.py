@@ -294,3 +294,17 @@ def test_whoever_takes_over_goes_on_behind_the_last_entry() -> None:
         found = filled(timeline, frames, START_NS)
         assert (found[0].first_index > next_index) is dry
         assert (timeline.silent_ms(START_NS) > 0) is dry
+
+
+def test_a_file_that_breaks_before_it_is_on_air_loses_nothing() -> None:
+    """What is held of it is heard when it goes on."""
+    timeline, frames = Timeline(SourceRecord(url="http://a", kind="file")), file_frames(60)
+    timeline.opened(START_NS)
+    found = filled(timeline, frames[:20], START_NS)
+    timeline.broke()
+    timeline.opened(START_NS)
+    found += filled(timeline, frames[20:], START_NS)
+    timeline.ended()
+    found += taken(timeline, START_NS)
+    positions = [frame.position_samples // FRAME_SAMPLES for one in found for frame in one.frames]
+    assert positions == list(range(60))

@@ -32,6 +32,9 @@ would hear as a click where it goes on for another one. After four frames the se
 _PR_SET_PDEATHSIG = 1
 
 
+_LONGEST_TITLE = 500
+
+
 class ReaderGone(Exception):
     """Nobody reads the pipe any more: there is nothing left to do."""
 
@@ -85,7 +88,7 @@ class Reporting(Hooks):
         self._writer.write(pack(Kind.OPENED, msgspec.json.encode(looks)))
 
     def titled(self, title: str) -> None:
-        self._writer.write(pack(Kind.TITLE, title.encode("utf-8", "replace")))
+        self._writer.write(pack(Kind.TITLE, title[:_LONGEST_TITLE].encode("utf-8", "replace")))
 
     def placed(self, number: int) -> None:
         self._writer.write(pack(Kind.PLACE, str(number).encode()))
@@ -121,6 +124,11 @@ def run(order: ChildOrder, writer: RecordWriter, hooks: Reporting) -> None:
             position += FRAME_SAMPLES
     except GuildcastError as error:
         writer.write(pack_error(error.code, error.message))
+        return
+    except ReaderGone:
+        raise
+    except Exception as error:  # noqa: BLE001 - a defect of this side, or of a library: told, and tried again
+        writer.write(pack_error(ErrorCode.SOURCE_FAILED, f"internal error: {type(error).__name__}"))
         return
     writer.write(pack(Kind.END, b"\x01" if hooks.complete else b"", position_samples=position))
 

@@ -126,7 +126,9 @@ class Feeder:
         """
         self.opened += 1
         nature, frames, looks = self.nature, 0, Looks()
-        async with await self._start_child(nature.kind, self._next_samples, self._place) as self.child:
+        async with await self._start_child(
+            nature.kind, self._next_samples, self._place if nature.live else None
+        ) as self.child:
             while True:
                 since_ns = time.monotonic_ns()
                 match await self.child.read():

@@ -58,6 +58,8 @@ class HlsStream:
         self._keys: dict[str, bytes] = {}
         self._is_seam = False
         """Before the segment that is open, or before one that was left out just before it."""
+        self._anew = 0
+        """How often in a row a playlist was far behind."""
         self._left_out = 0
         self._failure: SourceError | None = None
         """Of the segment left out last."""
@@ -98,7 +100,8 @@ class HlsStream:
             try:
                 found = self._current.read(most)
             except SourceError as error:
-                self._leave_out(error)
+                self._on_place(self._segment.sequence)  # its beginning was heard
+                self._leave_out(error, self._segment)
                 continue
             if found:
                 self._heard = True
@@ -112,7 +115,7 @@ class HlsStream:
         if self._current is not None:
             self._current.close()
 
-    def _leave_out(self, failure: SourceError) -> None:
+    def _leave_out(self, failure: SourceError, segment: Segment) -> None:
         """What is left of this segment is not heard.
 
         Raises: SourceError: as the segments before it.
@@ -121,6 +124,8 @@ class HlsStream:
         self._left_out += 1
         if self._left_out > _MOST_LEFT_OUT:
             raise failure
+        if segment.init:
+            self._is_seam, self._init = True, ""  # a container with a piece missing is begun anew
         if self._current is not None:
             self._current.close()
         self._current = self._segment = None
@@ -134,18 +139,17 @@ class HlsStream:
             self._is_seam = self._is_seam or segment.seam
             try:
                 self._current = self._fetched(segment)
-                self._segment = segment
+                self._segment, self._init = segment, segment.init
             except SourceError as error:
                 if error.code is ErrorCode.SOURCE_ENCRYPTED:
                     raise
-                self._leave_out(error)
+                self._leave_out(error, segment)
         return True
 
     def _fetched(self, segment: Segment) -> Answer | _Bytes:
         head = b""
-        if segment.init and (segment.init != self._init or segment.seam):
+        if segment.init and (segment.init != self._init or self._is_seam):
             head = self._whole(segment.init, _MOST_INIT_BYTES)
-            self._init = segment.init
         answer = self._web.get(segment.url, first_byte=segment.first_byte)
         if not (head or segment.key or segment.length):
             return answer
@@ -187,7 +191,8 @@ class HlsStream:
         if not media.ended:
             segments = self._from_the_edge(segments)
         self._waiting.extend(segments)
-        self._newest = media.segments[-1].sequence if media.segments else -1 if after is None else after
+        newest = media.segments[-1].sequence if media.segments else -1
+        self._newest = newest if after is None or _counts_anew(media, after) else max(newest, after)
 
     def _from_the_edge(self, segments: list[Segment]) -> list[Segment]:
         """The last segments, as many as the first pause wants."""
@@ -231,20 +236,28 @@ class HlsStream:
             )
 
     def _take_new(self, media: Media) -> None:
+        self._anew = self._anew + 1 if _counts_anew(media, self._newest) else 0
+        if self._anew == 1:
+            return  # a server behind another may be far behind it for once
         fresh = unheard(media, self._newest)
-        if media.segments and fresh and fresh[0].sequence <= self._newest:
-            fresh = self._from_the_edge(list(fresh))  # it counts anew
+        if fresh and fresh[0].sequence != self._newest + 1:
+            fresh = self._from_the_edge(list(fresh))  # it counts anew, or much was missed
         self._waiting.extend(fresh)
         if fresh:
             self._newest = fresh[-1].sequence
+
+
+def _counts_anew(media: Media, after: int) -> bool:
+    """As an encoder that was restarted does; what is one playlist behind is a slow server."""
+    return bool(media.segments) and media.segments[-1].sequence < after - len(media.segments)
 
 
 def unheard(media: Media, after: int | None) -> Sequence[Segment]:
     """What a playlist has behind a segment; all of it where that was of another count, or never heard."""
     if after is None or not media.segments:
         return media.segments
-    if media.segments[-1].sequence < after - len(media.segments):
-        return media.segments  # an encoder that was restarted counts anew; one playlist behind is a slow server
+    if _counts_anew(media, after):
+        return media.segments
     return [one for one in media.segments if one.sequence > after]
 
 

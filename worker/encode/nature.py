@@ -41,7 +41,10 @@ class Nature:
         self.live = kind != "file" and not is_local
         self.known = self.certain = is_local or kind in ("file", "live")
         self.paced = False
+        self._proved = False
+        """It was waited for so long that an end is none."""
         self._in_a_row = 0
+        self._paced_blocks = 0
         self._frames = self._frames_before = 0
         self._waited_ns = self._waited_before_ns = 0
         """Of the block that is not full yet, and of the one before."""
@@ -73,6 +76,8 @@ class Nature:
         self.paced = self._waited_ns >= _PACED_SHARE * BLOCK_FRAMES * _TICK_NS
         self._frames_before, self._waited_before_ns = self._frames, self._waited_ns
         self._frames = self._waited_ns = 0
+        self._paced_blocks = self._paced_blocks + 1 if self.paced else 0
+        self._proved = self._proved or self._paced_blocks >= _LIVE_BLOCKS
         self._in_a_row = self._in_a_row + 1 if self.paced != self.live else 0
         if not self.certain and self._in_a_row >= (_FILE_BLOCKS if self.live else _LIVE_BLOCKS):
             self.live = not self.live
@@ -82,7 +87,7 @@ class Nature:
         """It came to an end.
 
         One that is `complete` is that of a file for certain. Else how it came last says what it was: something short
-        may have been taken for live input, a long burst for a file.
+        may have been taken for live input, a long burst for a file. What was live before stays so.
         """
         if self.certain:
             return
@@ -90,7 +95,7 @@ class Nature:
             self.live = False
             return
         frames, waited_ns = self._frames + self._frames_before, self._waited_ns + self._waited_before_ns
-        if waited_ns < _ENDED_FILE_SHARE * frames * _TICK_NS:
+        if not self._proved and waited_ns < _ENDED_FILE_SHARE * frames * _TICK_NS:
             self.live = False
         if self._last_ns and sum(self._last_ns) >= _PACED_SHARE * len(self._last_ns) * _TICK_NS:
             self.live = True

@@ -117,6 +117,8 @@ def parse_hls(text: str, base: str) -> Media | Master:
 
     Raises: SourceError: it names no segment or playlist, or too many, or is encrypted in a way that is not supported.
     """
+    if not text.lstrip("\ufeff \t\r\n").startswith("#EXTM3U"):
+        raise SourceError("the answer is no HLS playlist any more", code=ErrorCode.SOURCE_NOT_AUDIO)
     lines = [line.strip() for line in text.splitlines()]
     if any(line.startswith("#EXT-X-STREAM-INF") for line in lines):
         return Master(_variant(lines, base))
@@ -220,6 +222,6 @@ def _media(lines: list[str], base: str) -> Media:
 def _iv(text: str) -> bytes | None:
     digits = text.lower().removeprefix("0x")
     try:
-        return bytes.fromhex(digits.rjust(32, "0")) if digits else None
+        return bytes.fromhex(digits[-32:].rjust(32, "0")) if digits else None
     except ValueError:
         return None

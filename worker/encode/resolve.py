@@ -42,7 +42,8 @@ def resolve_source(url: str, media_dir: Path | None) -> str:
 
 def _web(url: str) -> str:
     try:
-        host = urlsplit(url).hostname
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # a password with a slash in it makes a port of its beginning
     except ValueError as error:
         raise _forbidden("an unreadable URL") from error
     if not host or any(char.isspace() or not char.isprintable() for char in url):
@@ -71,10 +72,15 @@ def _inside(path: str, media_dir: Path | None) -> str:
     try:
         resolved = (root / path).resolve()
     except (OSError, RuntimeError) as error:
-        raise _forbidden(f"{path!r}, which cannot be resolved,") from error
+        raise _forbidden(f"{_named(path)!r}, which cannot be resolved,") from error
     if not resolved.is_relative_to(root):
-        raise _forbidden(f"{path!r}, outside the media folder,")
+        raise _forbidden(f"{_named(path)!r}, outside the media folder,")
     return str(resolved)
+
+
+def _named(path: str) -> str:
+    """A path as it may stand in a message: it may be a URL whose scheme was forgotten."""
+    return path.partition("?")[0].rpartition("@")[2]
 
 
 def _forbidden(what: str) -> SourceError:

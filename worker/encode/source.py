@@ -11,6 +11,7 @@ import os
 import signal
 import site
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
@@ -102,7 +103,8 @@ class SourceChild:
         self._order_file = order_file
         self._rate_ppm = 0
         self._frame_timeout_s = frame_timeout_s
-        self._timeout_s = first_frame_timeout_s
+        self._left_s = first_frame_timeout_s
+        """How long the next frame may still be waited for, whatever else is said before it."""
         self._header: Header | None = None
         self._failure: SourceError | None = None
         self._ended = False
@@ -175,18 +177,20 @@ class SourceChild:
             raise self._failure
         if self._ended:
             return None
+        since_ns = time.monotonic_ns()
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._left_s):
                 header, body = await self._record()
         except TimeoutError as error:
-            raise SourceError(
-                f"the encoding process sent nothing for {self._timeout_s:g} s", code=ErrorCode.SOURCE_STALLED
-            ) from error
+            raise SourceError("the encoding process sends no sound", code=ErrorCode.SOURCE_STALLED) from error
         except (asyncio.IncompleteReadError, OSError) as error:
             raise self._failed(await self._last_words()) from error
         except MalformedPacket as error:
             raise self._failed(f"the encoding process wrote what is no record: {error.message}") from error
-        self._timeout_s = self._frame_timeout_s
+        if header.kind is Kind.FRAME:
+            self._left_s = self._frame_timeout_s
+        else:
+            self._left_s = max(0.0, self._left_s - (time.monotonic_ns() - since_ns) / 1e9)
         match header.kind:
             case Kind.END:
                 self._ended, self.complete = True, bool(body)

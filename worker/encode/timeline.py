@@ -173,11 +173,12 @@ class Timeline:
             burst_ns: so much of it is said to be there at once.
         """
         self.broken = False
-        if self._live or not self.epoch_us:
+        if self._live:
             if self._burst is not None:
                 self._held.clear()  # what follows them was not heard in one piece with them
-            self._burst = _Burst(burst_ns * 9 // 10 // TICK_NS)  # segments are a little shorter than is said
             self._left_out = 0
+        if self._live or (self._burst is not None and burst_ns):
+            self._burst = _Burst(burst_ns * 9 // 10 // TICK_NS)  # segments are a little shorter than is said
         self._depth.opened(now_ns, chunk_ns)
 
     def arrived(self, frame: EncodedFrame, now_ns: int, *, live: bool, certain: bool, paced: bool) -> None:

@@ -35,14 +35,15 @@ _STREAM_TITLE = re.compile(rb"StreamTitle='(.*?)';", re.DOTALL)
 
 
 def shown(url: str) -> str:
-    """A URL as it may stand in a message: without user, password and query."""
+    """A URL as it may stand in a message: without user, password and query, however it is written."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return "an unreadable URL"
     if not parts.netloc:
-        return url
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return "a URL without a host"
+    path = parts.path.rpartition("@")[2]  # a password with a slash in it makes a path of what follows
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2] if '@' not in parts.path else '...'}{path}"
 
 
 class _StatusLine:
@@ -103,7 +104,8 @@ class Answer:
         self._on_title = on_title
         headers = response.headers
         self.content_type = (headers.get_content_type() if headers.get("Content-Type") else "").lower()
-        self.length = response.length
+        is_packed = "gzip" in headers.get("Content-Encoding", "")
+        self.length = None if is_packed else response.length
         self.serves_ranges = response.status == 206 or headers.get("Accept-Ranges", "").strip().lower() == "bytes"
         names = [name.lower() for name in headers]
         server = headers.get("Server", "").lower()
@@ -113,7 +115,7 @@ class Answer:
         interval = headers.get("icy-metaint", "")
         self._title_every = int(interval) if interval.isdecimal() and 0 < int(interval) < 1 << 24 else 0
         self._until_title = self._title_every
-        self._gzip = zlib.decompressobj(16 + zlib.MAX_WBITS) if "gzip" in headers.get("Content-Encoding", "") else None
+        self._gzip = zlib.decompressobj(16 + zlib.MAX_WBITS) if is_packed else None
         self._packed = b""
 
     def read(self, most: int = _READ_BYTES) -> bytes:
@@ -211,8 +213,9 @@ class Web:
         self._timeout_s = timeout_s
         self._on_title = on_title
         self._agent = AGENT
-        context = ssl.create_default_context()
-        self._tls = context
+        self._tls = ssl.create_default_context()
+        self._credentials: dict[tuple[str, str | None, int | None], dict[str, str]] = {}
+        """By scheme, host and port: what is fetched later (segments, ranges) may need them; nobody else gets them."""
 
     def get(self, url: str, *, first_byte: int = 0) -> Answer:
         """Ask for a URL, or for what it has from a byte on.
@@ -220,29 +223,29 @@ class Web:
         Raises: SourceError with the code that says why there is no answer of use.
         """
         if not url.lower().startswith(("http://", "https://")):
-            raise SourceError(f"{shown(url)} is not on the web", code=ErrorCode.SOURCE_FORBIDDEN)
+            raise SourceError(f"{shown(url)} is not on the web", code=ErrorCode.SOURCE_UNREACHABLE)
         try:
             return self._follow(url, first_byte)
         except ValueError as error:  # what urllib says of a URL that is none
-            message = f"{shown(url)} is no URL, or leads to one that is none: {error}"
+            message = f"{shown(url)} is no URL, or leads to one that is none"
             raise SourceError(message, code=ErrorCode.SOURCE_UNREACHABLE) from error
 
     def _follow(self, url: str, first_byte: int) -> Answer:
         begun_at = url
-        credentials: dict[str, str] = {}
         for _ in range(MOST_REDIRECTS + 1):
             url, own = _without_credentials(url)
-            credentials = own or credentials
-            exchange = self._asked(url, first_byte, credentials)
+            parts = urlsplit(url)
+            origin = (parts.scheme, parts.hostname, parts.port)
+            if own:
+                self._credentials[origin] = own
+            exchange = self._asked(url, first_byte, self._credentials.get(origin, {}))
             response = exchange.response
             if response.status not in _REDIRECTS or not response.headers.get("Location"):
                 return self._judged(url, exchange, first_byte)
             exchange.close()
             target = urljoin(url, response.headers["Location"])
             if not target.lower().startswith(("http://", "https://")):
-                raise SourceError(f"{shown(url)} leads away from the web", code=ErrorCode.SOURCE_FORBIDDEN)
-            if urlsplit(target).hostname != urlsplit(url).hostname:
-                credentials = {}
+                raise SourceError(f"{shown(url)} leads away from the web", code=ErrorCode.SOURCE_UNREACHABLE)
             url = target
         message = f"{shown(begun_at)} leads from address to address, and nowhere in {MOST_REDIRECTS} of them"
         raise SourceError(message, code=ErrorCode.SOURCE_REDIRECTS)
@@ -270,18 +273,22 @@ class Web:
         message = f"{shown(url)} answers with HTTP status {status} {response.reason}".rstrip()
         raise SourceError(message, code=ErrorCode.SOURCE_HTTP_STATUS)
 
-    def _ask(self, url: str, first_byte: int, credentials: dict[str, str]) -> _Exchange:
+    def _connection(self, url: str) -> http.client.HTTPConnection:
         parts = urlsplit(url)
+        host, secure = parts.hostname, parts.scheme == "https"
+        if not host:
+            raise SourceError(shown(url), code=ErrorCode.SOURCE_UNREACHABLE)
+        port = parts.port or (443 if secure else 80)
+        if secure:
+            return http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=self._tls)
+        return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
+
+    def _ask(self, url: str, first_byte: int, credentials: dict[str, str]) -> _Exchange:
         try:
-            port = parts.port
-        except ValueError as error:
-            raise SourceError(f"{shown(url)}: no such port", code=ErrorCode.SOURCE_UNREACHABLE) from error
-        host = parts.hostname or ""
-        connection = (
-            http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=self._tls)
-            if parts.scheme == "https"
-            else http.client.HTTPConnection(host, port, timeout=self._timeout_s)
-        )
+            connection = self._connection(url)
+        except http.client.InvalidURL as error:
+            raise _asking_failed(error, url) from error
+        parts = urlsplit(url)
         connection.response_class = _Response
         headers = {"User-Agent": self._agent, "Accept": "*/*", "Icy-MetaData": "1", "Connection": "close"}
         if first_byte:
