@@ -23,8 +23,8 @@ from worker.encode.nature import Nature
 from worker.encode.records import Looks
 from worker.encode.retries import Retries
 from worker.encode.source import EncodedFrame, Place, SourceChild, Title
+from worker.encode.timeline import FRAME_SAMPLES
 
-FRAME_SAMPLES = 960
 _RECOVERED_FRAMES = 500
 """A file that was read for 10 s has its tries back; of live input any sound will do."""
 _QUEUE_FRAMES = 50

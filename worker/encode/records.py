@@ -16,7 +16,7 @@ import os
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -34,6 +34,7 @@ MAX_ORDER_BYTES = 64 * 1024
 
 RATE_AT_BYTES = MAX_ORDER_BYTES
 _RATE = struct.Struct(">i")
+_Body = TypeVar("_Body")
 _HEADER = struct.Struct(">BHIQ")
 HEADER_BYTES = _HEADER.size
 
@@ -130,17 +131,6 @@ def pack_error(code: str, message: str) -> bytes:
     return pack(Kind.ERROR, msgspec.json.encode(ErrorBody(code=code, message=text)))
 
 
-def unpack_looks(body: bytes) -> Looks:
-    """Read the body of an OPENED record.
-
-    Raises: MalformedPacket: not the JSON it should be.
-    """
-    try:
-        return msgspec.json.decode(body, type=Looks)
-    except msgspec.MsgspecError as error:
-        raise MalformedPacket(f"unreadable opened record: {error}") from error
-
-
 def write_rate(order_fd: int, rate_ppm: int) -> None:
     """Tell the child by how much faster to play."""
     os.pwrite(order_fd, _RATE.pack(rate_ppm), RATE_AT_BYTES)
@@ -173,7 +163,19 @@ def unpack_error(body: bytes) -> ErrorBody:
 
     Raises: MalformedPacket: not the JSON it should be.
     """
+    return _unpacked(body, ErrorBody)
+
+
+def unpack_looks(body: bytes) -> Looks:
+    """Read the body of an OPENED record.
+
+    Raises: MalformedPacket: not the JSON it should be.
+    """
+    return _unpacked(body, Looks)
+
+
+def _unpacked(body: bytes, kind: type[_Body]) -> _Body:
     try:
-        return msgspec.json.decode(body, type=ErrorBody)
+        return msgspec.json.decode(body, type=kind)
     except msgspec.MsgspecError as error:
-        raise MalformedPacket(f"unreadable error record: {error}") from error
+        raise MalformedPacket(f"unreadable record of {kind.__name__}: {error}") from error

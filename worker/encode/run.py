@@ -18,12 +18,12 @@ from shared.logs import get_logger
 from shared.schema.frame_entry import Flags, FrameEntry
 from shared.schema.job import SourceKind
 from shared.schema.records import BroadcastState, BroadcastStatus, SourceWant
-from worker.encode.feeder import FRAME_SAMPLES, Ended, Fed, Feeder, Opened, Stalled
+from worker.encode.feeder import Ended, Fed, Feeder, Opened, Stalled
 from worker.encode.publish import Publisher
 from worker.encode.records import ChildOrder
 from worker.encode.resolve import is_web, resolve_source
 from worker.encode.source import EncodedFrame, SourceChild, Title
-from worker.encode.timeline import Slice, Timeline
+from worker.encode.timeline import FRAME_SAMPLES, Slice, Timeline
 
 _SEEK_TIMEOUT_S = 120.0
 """To reach a place in a source that cannot seek, all before it must be read first."""
