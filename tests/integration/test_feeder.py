@@ -141,13 +141,15 @@ async def test_a_source_that_was_never_open_is_tried_for_ever() -> None:
     assert stalls(found) == [(ErrorCode.SOURCE_UNREACHABLE, number) for number in range(1, 51)]
 
 
-@pytest.mark.parametrize(("source", "is_local"), [(FILE, False), (SourceRecord(url="a.ogg"), True)])
-async def test_a_file_that_was_never_open_is_given_up(source: SourceRecord, is_local: bool) -> None:
+@pytest.mark.parametrize(
+    ("source", "is_local", "kind"), [(FILE, False, "file"), (SourceRecord(url="a.ogg"), True, "auto")]
+)
+async def test_a_file_that_was_never_open_is_given_up(source: SourceRecord, is_local: bool, kind: SourceKind) -> None:
     """The fifth failure is the end, with its code."""
     script = Script(AWAY)
     found = await fed(script, source, 50, is_local=is_local)
     assert found == [*(Stalled(AWAY, number) for number in range(1, 5)), Ended(AWAY)]
-    assert script.opened == [("file", 0)] * 5
+    assert script.opened == [(kind, 0)] * 5
 
 
 @pytest.mark.parametrize("source", [WEB, FILE, LIVE], ids=["auto", "file", "live"])

@@ -18,9 +18,9 @@ from aiohttp import web
 
 from shared.errors import ErrorCode, SourceError
 from shared.schema.job import SourceKind
-from tests.media.audio import PROGRAMME, RATE, decode_file, write_audio
+from tests.media.audio import PROGRAMME, RATE, decode_file, resampled, write_audio
 from tests.media.hls import HlsServer, write_hls
-from tests.media.radio import find_marks
+from tests.media.radio import find_marks, marks
 from worker.encode.decode import Hooks, decode
 from worker.encode.pcm import FRAME_SAMPLES, Pcm
 from worker.encode.records import Looks
@@ -583,3 +583,67 @@ async def test_a_station_that_says_nothing_any_more_is_stalled(mp3: bytes) -> No
         error = await error_of(f"{base}/a.mp3", io_timeout_s=0.5)
         over.set()
     assert error.code is ErrorCode.SOURCE_STALLED
+
+
+# stations that hand on file after file
+
+
+def station(pieces: list[bytes], content_type: str) -> Handler:
+    """Sends them all, each when the one before is out, without a length, and ends politely."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": content_type, "icy-name": "Station"})
+        await response.prepare(request)
+        for piece in pieces:
+            await response.write(piece)
+        return response
+
+    return handler
+
+
+def _songs(folder: Path, forms: list[tuple[str, str, int, str]]) -> list[bytes]:
+    """Four seconds of the programme each, with its number for a title."""
+    found = []
+    for number, (ending, codec, rate, layout) in enumerate(forms):
+        pcm = resampled(marks(number * 4 * RATE, 4 * RATE), rate, layout)
+        tags = {"title": f"Song {number}"}
+        path = write_audio(folder / f"a.{ending}", pcm, rate=rate, layout=layout, codec=codec, tags=tags)
+        found.append(path.read_bytes())
+    return found
+
+
+STATIONS: dict[str, tuple[str, list[tuple[str, str, int, str]]]] = {
+    "MP3": ("audio/mpeg", [("mp3", "libmp3lame", 44_100, "stereo")] * 3),
+    "MP3 of other rates": (
+        "audio/mpeg",
+        [("mp3", "libmp3lame", 44_100, "stereo"), ("mp3", "libmp3lame", 48_000, "mono")],
+    ),
+    "AAC of other rates": ("audio/aacp", [("aac", "aac", 44_100, "stereo"), ("aac", "aac", 32_000, "mono")]),
+    "Ogg Opus": ("application/ogg", [("ogg", "libopus", RATE, "stereo"), ("ogg", "libopus", RATE, "mono")] * 2),
+    "Ogg FLAC": ("audio/ogg", [("oga", "flac", 44_100, "stereo"), ("oga", "flac", 48_000, "mono")]),
+}
+
+
+@pytest.mark.parametrize("name", STATIONS)
+async def test_a_station_whose_songs_are_of_other_kinds_is_heard_whole(name: str, tmp_path: Path) -> None:
+    """Over each border, whatever changes there, and with a picture between the songs where the format has room."""
+    content_type, forms = STATIONS[name]
+    songs = _songs(tmp_path, forms)
+    picture = np.random.default_rng(7).bytes(150_000) if "ogg" not in content_type else b""
+    pieces = [piece for song in songs for piece in (picture, song)]
+    async with served(("/live", station(pieces, content_type))) as base:
+        seen = Seen()
+        pcm = await heard(f"{base}/live", hooks=seen)
+    assert seconds_of(pcm) == [second for second in range(4 * len(songs)) if second]
+    assert seen.looks == [Looks(live=True, certain=True)]
+    if "ogg" in content_type:
+        assert seen.titles == [f"Song {number}" for number in range(len(songs))]
+
+
+async def test_a_list_on_disk_leads_to_a_station(tmp_path: Path, mp3: bytes) -> None:
+    """What a station's page hands out is played as the station."""
+    async with served(("/live", station([mp3], "audio/mpeg"))) as base:
+        (tmp_path / "station.pls").write_text(f"[playlist]\nFile1={base}/live\n")
+        seen = Seen()
+        assert len(await heard(str(tmp_path / "station.pls"), hooks=seen)) > 3.5 * RATE
+    assert seen.looks == [Looks(live=True, certain=True)]

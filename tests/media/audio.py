@@ -135,6 +135,7 @@ def write_audio(
     container_format: str | None = None,
     bitrate: int | None = None,
     options: dict[str, str] | None = None,
+    tags: dict[str, str] | None = None,
 ) -> Path:
     """Write an audio file.
 
@@ -143,8 +144,10 @@ def write_audio(
         pcm: shape (n, channels) at `rate`; channels as `layout` has them.
         codec: FFmpeg's name: `libmp3lame`, `flac`, `aac`, `libopus`, `pcm_s16le` ..
         options: FFmpeg's options for the container.
+        tags: title, artist and the like.
     """
     with av.open(str(path), "w", format=container_format, options=options or {}) as container:
+        container.metadata.update(tags or {})
         stream = container.add_stream(codec, rate=rate, layout=layout)
         assert isinstance(stream, AudioStream)
         if bitrate is not None:
@@ -155,7 +158,8 @@ def write_audio(
         frame.sample_rate = rate
         resampler = av.AudioResampler(format=stream.format.name, layout=layout, rate=rate)
         for part in (*resampler.resample(frame), None):
-            container.mux(stream.encode(part))
+            # FLAC's last packet holds no sound but its check sum, which Ogg has no place for.
+            container.mux([packet for packet in stream.encode(part) if packet.size or path.suffix != ".oga"])
     return path
 
 

@@ -22,18 +22,25 @@ def test_what_was_never_open_may_be_live() -> None:
     assert (nature.live, nature.known, nature.kind) == (True, False, "auto")
 
 
-@pytest.mark.parametrize(
-    ("kind", "is_local", "live"), [("live", False, True), ("file", False, False), ("auto", True, False)]
-)
-def test_what_is_said_holds_whatever_comes(kind: str, is_local: bool, live: bool) -> None:
+@pytest.mark.parametrize(("kind", "live"), [("live", True), ("file", False)])
+def test_what_is_said_holds_whatever_comes(kind: str, live: bool) -> None:
     """Neither a burst without end nor sound at its own pace changes it."""
-    nature = Nature(kind, is_local=is_local)
+    nature = Nature(kind, is_local=False)
     for looks_live in (True, False):
         nature.opened(live=looks_live, certain=False)
         for share in (0.0, 1.0):
             comes(nature, 60, share)
             nature.ended()
             assert nature.live is live
+
+
+@pytest.mark.parametrize("kind", ["auto", "live", "file"])
+def test_a_local_file_is_no_live_input_unless_it_names_a_station(kind: str) -> None:
+    """A list on disk may lead to the web; one that was said to be a file stays one."""
+    nature = Nature(kind, is_local=True)
+    assert nature.live is False
+    nature.opened(live=True, certain=True)
+    assert nature.live is (kind != "file")
 
 
 def test_a_kind_of_a_later_version_is_found_out() -> None:

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 
 import av.logging
 import msgspec
@@ -111,7 +112,13 @@ def run(order: ChildOrder, writer: RecordWriter, hooks: Reporting) -> None:
     try:
         encoder = OpusEncoder(order.opus)
         blocks = decode(
-            order.url, kind=order.kind, loop=order.loop, start_samples=begin_samples, place=order.place, hooks=hooks
+            order.url,
+            folder=Path(order.folder) if order.folder else None,
+            kind=order.kind,
+            loop=order.loop,
+            start_samples=begin_samples,
+            place=order.place,
+            hooks=hooks,
         )
         for number, block in enumerate(blocks):
             packet = encoder.encode(block.pcm)

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from shared.errors import ErrorCode, SourceError
+from worker.encode.answer import Answer, Getter
 from worker.encode.playlist import MOST_BYTES, Master, Media, Segment, parse_hls
-from worker.encode.web import Answer, Web, shown
+from worker.encode.web import shown
 
 _CHUNK_TARGETS = 1.5
 """A pause lasts for a segment, and half of one until that is noticed."""
@@ -36,15 +37,17 @@ class HlsStream:
     """One media playlist and what it leads to.
 
     Args:
-        web: asks for everything.
+        getter: is asked for everything.
         url: of the playlist.
         media: what it says now.
         after: begin behind the segment of this sequence where the stream still has it; None: it was never heard.
         on_place: told of the sequence of each segment that was read whole.
     """
 
-    def __init__(self, web: Web, url: str, media: Media, *, after: int | None, on_place: Callable[[int], None]) -> None:
-        self._web = web
+    def __init__(
+        self, getter: Getter, url: str, media: Media, *, after: int | None, on_place: Callable[[int], None]
+    ) -> None:
+        self._getter = getter
         self._url = url
         self._on_place = on_place
         self._media = media
@@ -150,7 +153,7 @@ class HlsStream:
         head = b""
         if segment.init and (segment.init != self._init or self._is_seam):
             head = self._whole(segment.init, _MOST_INIT_BYTES)
-        answer = self._web.get(segment.url, first_byte=segment.first_byte)
+        answer = self._getter.get(segment.url, first_byte=segment.first_byte)
         if not (head or segment.key or segment.length):
             return answer
         try:
@@ -162,7 +165,7 @@ class HlsStream:
         return _Bytes(head + body)
 
     def _whole(self, url: str, most: int) -> bytes:
-        answer = self._web.get(url)
+        answer = self._getter.get(url)
         try:
             return answer.read_all(most)
         finally:

@@ -2,6 +2,8 @@
 
     URL ─▶ answer ─▶ what is it? ─▶ list: its first entry that opens ─▶ ...
                                  ├▶ HLS: parts, one between two seams
+                                 ├▶ a chain of Ogg streams: each a part
+                                 ├▶ MPEG audio: its frames, without what stands between them
                                  └▶ sound: one part, the answer itself
 
 Used in the encoding child only.
@@ -13,13 +15,17 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from shared.errors import ErrorCode, SourceError
 from shared.schema.job import SourceKind
+from worker.encode.answer import Answer, Getter, Readable
+from worker.encode.files import Files
 from worker.encode.hls import HlsStream, unheard
-from worker.encode.playlist import MOST_BYTES, Master, parse_hls, parse_list, sniff
-from worker.encode.web import Answer, Web, shown
+from worker.encode.mpeg import Frames, begins_with_frames
+from worker.encode.ogg import CAPTURE, is_chained, links
+from worker.encode.playlist import MOST_BYTES, Master, Media, parse_hls, parse_list, sniff
+from worker.encode.resolve import is_web
+from worker.encode.web import Web, shown
 
 _DEEPEST = 4
 """Lists may name lists."""
@@ -28,23 +34,6 @@ _MOST_TRIED = 10
 _HEAD_BYTES = 1_024
 _FORWARD_BYTES = 256 * 1024
 """A place that is so near is read up to instead of asked for."""
-
-
-class Readable(Protocol):
-    """What FFmpeg reads from."""
-
-    def read(self, most: int, /) -> bytes: ...
-
-
-@runtime_checkable
-class Seekable(Protocol):
-    """What can be sought in, if it says so."""
-
-    def seekable(self) -> bool: ...
-
-    def seek(self, offset: int, whence: int = 0) -> int: ...
-
-    def tell(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +63,25 @@ class Input:
 
 @contextmanager
 def open_input(
-    url: str, kind: SourceKind, web: Web, *, after: int | None = None, on_place: Callable[[int], None] = lambda _: None
+    url: str,
+    kind: SourceKind,
+    web: Web,
+    files: Files,
+    *,
+    after: int | None = None,
+    on_place: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Input]:
-    """Open a web source.
+    """Open a source.
 
     Args:
+        url: http(s) URL, or absolute path of a file.
         kind: what it is taken for; `auto`: see what it looks like.
+        files: for a source that is a file, and what that names.
         after: of HLS, the segment that was heard last.
         on_place: told of HLS segments that were read whole.
     Raises: SourceError: with the code that says why it cannot be played.
     """
-    opened = _open(url, kind, web, after, on_place, 0)
+    opened = _Opener(kind, web, files, after, on_place).open(url)
     try:
         yield opened.input
     finally:
@@ -97,59 +94,94 @@ class _Opened:
     close: Callable[[], None]
 
 
-def _open(
-    url: str, kind: SourceKind, web: Web, after: int | None, on_place: Callable[[int], None], depth: int
-) -> _Opened:
-    if depth > _DEEPEST:
-        raise SourceError(f"{shown(url)}: lists that name lists, and no end of it", code=ErrorCode.SOURCE_NOT_AUDIO)
-    answer = web.get(url)
-    try:
-        head = _head_of(answer)
-        playlist = sniff(head, answer.content_type, answer.url)
-        if playlist is None:
-            _refuse_what_is_no_sound(answer, head)
-            file = _WebFile(web, answer, head)
-            return _Opened(_of_answer(answer, file, kind), file.close)
-        text = (head + answer.read_all(MOST_BYTES)).decode("utf-8", "replace")
-    except BaseException:
-        answer.close()
-        raise
-    answer.close()
-    if playlist == "list":
-        return _first_of(parse_list(text, answer.url), answer.url, kind, web, after, on_place, depth)
-    told = parse_hls(text, answer.url)
-    if isinstance(told, Master):
-        return _open(told.url, kind, web, after, on_place, depth + 1)
-    if not told.segments and told.ended:
-        raise SourceError(f"{shown(url)}: an HLS playlist without segments", code=ErrorCode.SOURCE_EMPTY)
-    if told.ended and kind == "live" and (after is None or not unheard(told, after)):
-        # read from its beginning, what was heard before might be heard a second time
-        raise SourceError(f"the playlist of {shown(url)} has ended", code=ErrorCode.SOURCE_ENDED)
-    stream = HlsStream(web, answer.url, told, after=after, on_place=on_place)
-    is_live = not told.ended or kind == "live"
-    described = Input(
-        stream.parts(), shown(url), is_live, True, stream.chunk_ms, stream.burst_ms, True, False, lambda: told.ended
-    )
-    return _Opened(described, stream.close)
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    """Follows one URL to something that can be decoded."""
 
+    kind: SourceKind
+    web: Web
+    files: Files
+    after: int | None
+    on_place: Callable[[int], None]
 
-def _first_of(
-    urls: list[str],
-    named_by: str,
-    kind: SourceKind,
-    web: Web,
-    after: int | None,
-    on_place: Callable[[int], None],
-    depth: int,
-) -> _Opened:
-    """The first entry of a list that opens: the others are the same station elsewhere."""
-    failure = SourceError(f"{shown(named_by)} is a list that names nothing", code=ErrorCode.SOURCE_NOT_AUDIO)
-    for url in [one for one in urls if one.lower().startswith(("http://", "https://"))][:_MOST_TRIED]:
+    def open(self, url: str, depth: int = 0) -> _Opened:
+        """Open a URL, or what the playlist behind it names.
+
+        Raises: SourceError.
+        """
+        if depth > _DEEPEST:
+            raise SourceError(f"{shown(url)}: lists that name lists, and no end of it", code=ErrorCode.SOURCE_NOT_AUDIO)
+        getter: Getter = self.web if is_web(url) else self.files
+        answer = getter.get(url)
         try:
-            return _open(url, kind, web, after, on_place, depth + 1)
-        except SourceError as error:
-            failure = error
-    raise failure
+            head = _head_of(answer)
+            playlist = sniff(head, answer.content_type, answer.url)
+            if playlist is None:
+                _refuse_what_is_no_sound(answer, head)
+                return self._sound(_Body(getter, answer, head), answer, head)
+            text = (head + answer.read_all(MOST_BYTES)).decode("utf-8", "replace")
+        except BaseException:
+            answer.close()
+            raise
+        answer.close()
+        if playlist == "list":
+            return self._first_of(parse_list(text, answer.url), answer.url, depth)
+        told = parse_hls(text, answer.url)
+        if isinstance(told, Master):
+            return self.open(told.url, depth + 1)
+        return self._hls(getter, answer.url, told)
+
+    def _first_of(self, urls: list[str], named_by: str, depth: int) -> _Opened:
+        """The first entry of a list that opens: the others are the same station elsewhere."""
+        failure = SourceError(f"{shown(named_by)} is a list that names nothing", code=ErrorCode.SOURCE_NOT_AUDIO)
+        if is_web(named_by):
+            urls = [url for url in urls if is_web(url)]
+        for url in urls[:_MOST_TRIED]:
+            try:
+                return self.open(url, depth + 1)
+            except SourceError as error:
+                failure = error
+        raise failure
+
+    def _hls(self, getter: Getter, url: str, told: Media) -> _Opened:
+        if not told.segments and told.ended:
+            raise SourceError(f"{shown(url)}: an HLS playlist without segments", code=ErrorCode.SOURCE_EMPTY)
+        if told.ended and self.kind == "live" and (self.after is None or not unheard(told, self.after)):
+            # read from its beginning, what was heard before might be heard a second time
+            raise SourceError(f"the playlist of {shown(url)} has ended", code=ErrorCode.SOURCE_ENDED)
+        stream = HlsStream(getter, url, told, after=self.after, on_place=self.on_place)
+        found = Input(
+            parts=stream.parts(),
+            shown=shown(url),
+            live=not told.ended or self.kind == "live",
+            certain=True,
+            chunk_ms=stream.chunk_ms,
+            burst_ms=stream.burst_ms,
+            has_seams=True,
+            trickles=False,
+            is_complete=lambda: told.ended,
+        )
+        return _Opened(found, stream.close)
+
+    def _sound(self, body: _Body, answer: Answer, head: bytes) -> _Opened:
+        """How it looks: a station says so, and what has no length is no file on a disk."""
+        looks_live = answer.is_station or answer.length is None
+        certain = answer.is_station or (answer.length is not None and answer.serves_ranges)
+        live = looks_live if self.kind == "auto" or not is_web(answer.url) else self.kind == "live"
+        is_chain = head.startswith(CAPTURE) and (not body.seekable() or is_chained(body))
+        part: Readable = Frames(body) if begins_with_frames(head, answer.content_type) else body
+        found = Input(
+            parts=links(body) if is_chain else iter([part]),
+            shown=answer.shown,
+            live=live,
+            certain=certain,
+            chunk_ms=0,
+            burst_ms=0,
+            has_seams=is_chain,
+            trickles=looks_live or live,
+            is_complete=lambda: body.complete,
+        )
+        return _Opened(found, body.close)
 
 
 def _head_of(answer: Answer) -> bytes:
@@ -157,26 +189,8 @@ def _head_of(answer: Answer) -> bytes:
     while len(head) < _HEAD_BYTES and (part := answer.read(_HEAD_BYTES - len(head))):
         head += part
     if not head:
-        raise SourceError(f"{shown(answer.url)} answers with nothing", code=ErrorCode.SOURCE_EMPTY)
+        raise SourceError(f"{answer.shown} answers with nothing", code=ErrorCode.SOURCE_EMPTY)
     return head
-
-
-def _of_answer(answer: Answer, file: _WebFile, kind: SourceKind) -> Input:
-    """How it looks: a station says so, and what has no length is no file on a disk."""
-    looks_live = answer.is_station or answer.length is None
-    certain = answer.is_station or (answer.length is not None and answer.serves_ranges)
-    live = looks_live if kind == "auto" else kind == "live"
-    return Input(
-        parts=iter([file]),
-        shown=shown(answer.url),
-        live=live,
-        certain=certain,
-        chunk_ms=0,
-        burst_ms=0,
-        has_seams=False,
-        trickles=looks_live or live,
-        is_complete=lambda: file.complete,
-    )
 
 
 _NO_SOUND = (
@@ -200,14 +214,14 @@ def _refuse_what_is_no_sound(answer: Answer, head: bytes) -> None:
     elif text.startswith((b'{"', b'[{"', b"{\n")) or (answer.content_type == "application/json" and text[:1] in b"{["):
         found = "data (JSON)"
     if found:
-        raise SourceError(f"{shown(answer.url)} is {found}, no sound", code=ErrorCode.SOURCE_NOT_AUDIO)
+        raise SourceError(f"{answer.shown} is {found}, no sound", code=ErrorCode.SOURCE_NOT_AUDIO)
 
 
-class _WebFile:
+class _Body:
     """An answer as a file for FFmpeg; one that has a length and serves ranges can be sought in."""
 
-    def __init__(self, web: Web, answer: Answer, head: bytes) -> None:
-        self._web = web
+    def __init__(self, getter: Getter, answer: Answer, head: bytes) -> None:
+        self._getter = getter
         self._answer = answer
         self._head = head
         self._length = answer.length
@@ -266,5 +280,5 @@ class _WebFile:
             return
         self._head = b""
         self._answer.close()
-        self._answer = self._web.get(self._answer.url, first_byte=self._at)
+        self._answer = self._getter.get(self._answer.url, first_byte=self._at)
         self._answer_at = self._at

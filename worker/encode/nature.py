@@ -29,7 +29,7 @@ class Nature:
 
     Args:
         kind: what the job says.
-        is_local: a file of this machine is never live.
+        is_local: a file of this machine is none, unless it is a list that names a station.
     Attributes:
         live: what it is taken for; a source that was never open may be live.
         known: it was said, or the source has been open.
@@ -39,7 +39,7 @@ class Nature:
 
     def __init__(self, kind: str, *, is_local: bool) -> None:
         self.live = kind != "file" and not is_local
-        self.known = self.certain = is_local or kind in ("file", "live")
+        self.known = self.certain = kind == "file" or (kind == "live" and not is_local)
         self.paced = False
         self._proved = False
         """It was waited for so long that an end is none."""

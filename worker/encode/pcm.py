@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from av.audio.frame import AudioFrame
@@ -42,12 +43,10 @@ class Block:
     Attributes:
         position_samples: of the first sample, in the source's own time at 48 kHz; begins again with every pass.
         pcm: shape (960, 2), full scale at 1.0.
-        live: it is taken for live input.
     """
 
     position_samples: int
     pcm: Pcm
-    live: bool = False
 
 
 class Resampler:
@@ -128,7 +127,6 @@ class Blocks:
     """Cuts a run of samples into blocks and knows the position of each."""
 
     def __init__(self) -> None:
-        self.live = False
         self._held = _NOTHING
         self._first = 0
         self._to_skip = 0
@@ -164,7 +162,7 @@ class Blocks:
         cut = len(self._held) // FRAME_SAMPLES * FRAME_SAMPLES
         ready, self._held = self._held[:cut], self._held[cut:]
         for begin in range(0, cut, FRAME_SAMPLES):
-            yield Block(self.position_at(self._first), ready[begin : begin + FRAME_SAMPLES], self.live)
+            yield Block(self.position_at(self._first), ready[begin : begin + FRAME_SAMPLES])
             self._first += FRAME_SAMPLES
 
     def rest(self) -> Iterator[Block]:
@@ -172,7 +170,33 @@ class Blocks:
         if len(self._held):
             pcm = np.zeros((FRAME_SAMPLES, CHANNELS), np.float32)
             pcm[: len(self._held)] = self._held
-            yield Block(self.position_at(self._first), pcm, self.live)
+            yield Block(self.position_at(self._first), pcm)
+
+
+def silence(like: AudioFrame, samples: int) -> AudioFrame:
+    """So much of it, of the same kind as a frame."""
+    one = np.zeros_like(like.to_ndarray()[:, :1])
+    if like.format.name.startswith("u8"):
+        one += 128
+    return _of(like, np.repeat(one, samples * _each(like), axis=1))
+
+
+def beginning(frame: AudioFrame, samples: int) -> AudioFrame:
+    """The first samples of a frame."""
+    cut = _of(frame, frame.to_ndarray()[:, : samples * _each(frame)])
+    cut.pts, cut.time_base = frame.pts, frame.time_base
+    return cut
+
+
+def _each(frame: AudioFrame) -> int:
+    """Values of each sample in a row of its array."""
+    return frame.layout.nb_channels if frame.format.is_packed else 1
+
+
+def _of(like: AudioFrame, values: NDArray[Any]) -> AudioFrame:
+    frame = AudioFrame.from_ndarray(np.ascontiguousarray(values), format=like.format.name, layout=like.layout.name)
+    frame.sample_rate = like.sample_rate
+    return frame
 
 
 def _stereo(frame: AudioFrame) -> Pcm:

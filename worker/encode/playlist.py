@@ -5,6 +5,7 @@ Sources: RFC 8216 (HLS); the M3U, PLS and XSPF formats as players read them.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from dataclasses import dataclass
 from itertools import pairwise
@@ -66,7 +67,9 @@ class Master:
 
 
 def _joined(base: str, url: str) -> str:
-    """An absolute URL; empty where it is none."""
+    """An absolute URL or path; empty where it is none."""
+    if base.startswith("/") and not url.lower().startswith(("http://", "https://", "file:")):
+        return posixpath.join(posixpath.dirname(base), url)
     try:
         return urljoin(base, url)
     except ValueError:
@@ -83,7 +86,8 @@ def sniff(head: bytes, content_type: str, url: str) -> Kind | None:
         return "list"
     is_list = content_type in ("audio/x-mpegurl", "audio/mpegurl", "audio/x-scpls", "application/xspf+xml")
     path = url.partition("?")[0].lower()
-    if (is_list or path.endswith((".m3u", ".m3u8", ".pls"))) and lower.startswith((b"http://", b"https://", b"#")):
+    is_named_so = path.endswith((".m3u", ".m3u8", ".pls"))
+    if (is_list or is_named_so) and (lower.startswith((b"http://", b"https://", b"#")) or url.startswith("/")):
         return "list"
     return None
 

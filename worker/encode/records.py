@@ -49,6 +49,7 @@ class ChildOrder(Strict, frozen=True):
         start_samples: how far into the source to begin, at 48 kHz.
         opus: how to encode.
         place: of live input, what was told last in a PLACE record: what was heard up to there is not heard again.
+        folder: where files lie that a source which is a file may name; empty: none but those beside it.
     """
 
     url: Annotated[str, Meta(min_length=1)]
@@ -57,6 +58,7 @@ class ChildOrder(Strict, frozen=True):
     start_samples: Annotated[int, Meta(ge=0)] = 0
     opus: OpusRecord = OpusRecord()
     place: int | None = None
+    folder: str = ""
 
 
 class Looks(msgspec.Struct, frozen=True):

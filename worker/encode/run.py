@@ -201,6 +201,7 @@ class SourceRun:
                 start_samples=start_samples,
                 opus=self.want.spec.opus,
                 place=place,
+                folder=str(self._media_dir or ""),
             ),
             first_frame_timeout_s=_SEEK_TIMEOUT_S if start_samples and kind != "live" else None,
         )

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from shared.errors import ErrorCode, SourceError
+from worker.encode.answer import READ_BYTES, Answer
 
 IO_TIMEOUT_S = 8.0
 """For connecting, and for every single read."""
@@ -27,7 +28,6 @@ BROWSER = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.
 _REFUSALS = frozenset({400, 401, 403, 405, 406, 415, 416, 451, 503})
 """What servers say to an agent that they do not like."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_READ_BYTES = 32 * 1024
 _LONGEST_TITLE = 500
 _ICY_BLOCK_BYTES = 16
 _UNSAFE = re.compile(r"[^\x21-\x7e]")
@@ -41,7 +41,7 @@ def shown(url: str) -> str:
     except ValueError:
         return "an unreadable URL"
     if not parts.netloc:
-        return "a URL without a host"
+        return url if url.startswith("/") else "a URL without a host"
     path = parts.path.rpartition("@")[2]  # a password with a slash in it makes a path of what follows
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2] if '@' not in parts.path else '...'}{path}"
 
@@ -85,20 +85,14 @@ class _Exchange(NamedTuple):
         self.connection.close()
 
 
-class Answer:
-    """One answer with status 200 or 206.
+class WebAnswer(Answer):
+    """An answer with status 200 or 206.
 
-    Attributes:
-        url: where it came from, behind all redirects.
-        length: of its body in bytes, None: not told.
-        serves_ranges: it may be asked for from a place on.
-        is_station: its headers are those of a radio station.
-        complete: its end was reached, and it is one: it was as long as was told. Any server can end chunks politely.
+    Its end is `complete` where it was as long as was told: any server can end chunks politely.
     """
 
     def __init__(self, url: str, exchange: _Exchange, on_title: Callable[[str], None]) -> None:
-        self.url = url
-        self.complete = False
+        super().__init__(url, shown(url))
         self._exchange = exchange
         self._response = response = exchange.response
         self._on_title = on_title
@@ -118,11 +112,7 @@ class Answer:
         self._gzip = zlib.decompressobj(16 + zlib.MAX_WBITS) if is_packed else None
         self._packed = b""
 
-    def read(self, most: int = _READ_BYTES) -> bytes:
-        """What has come, at most so many bytes; nothing at the end.
-
-        Raises: SourceError.
-        """
+    def read(self, most: int = READ_BYTES) -> bytes:
         if self._gzip is not None:
             return self._unpacked(most)
         if not self._title_every:
@@ -133,18 +123,6 @@ class Answer:
         self._until_title -= len(found)
         return found
 
-    def read_all(self, most: int) -> bytes:
-        """The whole body.
-
-        Raises: SourceError: also where it is longer than that.
-        """
-        found = bytearray()
-        while part := self.read():
-            found += part
-            if len(found) > most:
-                raise SourceError(f"{shown(self.url)} is longer than {most:,} bytes", code=ErrorCode.SOURCE_TOO_LARGE)
-        return bytes(found)
-
     def close(self) -> None:
         self._exchange.close()
 
@@ -152,10 +130,10 @@ class Answer:
         try:
             found = self._response.read1(most)
         except (http.client.HTTPException, OSError) as error:
-            raise _reading_failed(error, self.url) from error
+            raise _reading_failed(error, self.shown) from error
         if not found and most:
             if self._response.length:  # what was told did not come
-                raise SourceError(f"{shown(self.url)} breaks off", code=ErrorCode.SOURCE_BROKEN)
+                raise SourceError(f"{self.shown} breaks off", code=ErrorCode.SOURCE_BROKEN)
             self.complete = self.length is not None
         return found
 
@@ -178,7 +156,7 @@ class Answer:
         assert self._gzip is not None
         try:
             while not self._gzip.eof:
-                packed = self._packed or self._raw(_READ_BYTES)
+                packed = self._packed or self._raw(READ_BYTES)
                 if not packed:
                     return b""
                 found = self._gzip.decompress(packed, most)
@@ -187,7 +165,7 @@ class Answer:
                     return found
         except zlib.error as error:
             raise SourceError(
-                f"{shown(self.url)} says that it is packed with gzip, and is not", code=ErrorCode.SOURCE_NOT_AUDIO
+                f"{self.shown} says that it is packed with gzip, and is not", code=ErrorCode.SOURCE_NOT_AUDIO
             ) from error
         return b""
 
@@ -264,7 +242,7 @@ class Web:
     def _judged(self, url: str, exchange: _Exchange, first_byte: int) -> Answer:
         response, status = exchange.response, exchange.response.status
         if status == 206 or (status == 200 and not first_byte):
-            return Answer(url, exchange, self._on_title)
+            return WebAnswer(url, exchange, self._on_title)
         exchange.close()
         if status == 200:
             raise SourceError(f"{shown(url)} cannot be read from a place on", code=ErrorCode.SOURCE_BROKEN)
@@ -337,8 +315,8 @@ def _asking_failed(error: BaseException, url: str) -> SourceError:
     return SourceError(f"{shown(url)} cannot be reached: {reason}", code=ErrorCode.SOURCE_UNREACHABLE)
 
 
-def _reading_failed(error: BaseException, url: str) -> SourceError:
+def _reading_failed(error: BaseException, who: str) -> SourceError:
     if isinstance(error, TimeoutError):
-        return SourceError(f"{shown(url)} sends nothing any more", code=ErrorCode.SOURCE_STALLED)
+        return SourceError(f"{who} sends nothing any more", code=ErrorCode.SOURCE_STALLED)
     reason = error.strerror if isinstance(error, OSError) and error.strerror else "its answer is cut short"
-    return SourceError(f"{shown(url)} breaks off: {reason}", code=ErrorCode.SOURCE_BROKEN)
+    return SourceError(f"{who} breaks off: {reason}", code=ErrorCode.SOURCE_BROKEN)
