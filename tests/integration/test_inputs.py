@@ -647,3 +647,55 @@ async def test_a_list_on_disk_leads_to_a_station(tmp_path: Path, mp3: bytes) -> 
         seen = Seen()
         assert len(await heard(str(tmp_path / "station.pls"), hooks=seen)) > 3.5 * RATE
     assert seen.looks == [Looks(live=True, certain=True)]
+
+
+@pytest.mark.parametrize("length_ms", [1, 100, 3_000])
+async def test_a_short_loop_asks_for_its_source_once(length_ms: int, tmp_path: Path) -> None:
+    """However short it is, it costs no more requests than a long one; each pass is heard to its end."""
+    sound = marks(0, 48 * length_ms)
+    body = write_audio(tmp_path / "a.wav", sound).read_bytes()
+    asked: list[str] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        return web.Response(body=body, headers={"Content-Type": "audio/wav"})
+
+    async with served(("/a.wav", handler)) as base:
+        url = f"{base}/a.wav"
+        blocks = await asyncio.to_thread(lambda: list(islice(decode(url, loop=True), 500)))
+    assert len(asked) == 1
+    pcm = np.concatenate([block.pcm for block in blocks])
+    assert np.allclose(pcm, np.resize(sound, pcm.shape), atol=1e-3)
+    assert [block.position_samples for block in blocks] == [k * FRAME_SAMPLES % len(sound) for k in range(500)]
+
+
+RANGES: dict[str, Callable[[int, bytes], web.Response]] = {
+    "served": lambda first, body: web.Response(
+        status=206, body=body[first:], headers={"Content-Range": f"bytes {first}-{len(body) - 1}/{len(body)}"}
+    ),
+    "more than was asked for": lambda first, body: web.Response(
+        status=206,
+        body=body[first // 2 :],
+        headers={"Content-Range": f"bytes {first // 2}-{len(body) - 1}/{len(body)}"},
+    ),
+    "not served": lambda _, body: web.Response(body=body),
+    "refused": lambda _, __: web.Response(status=416),
+    "forbidden": lambda _, __: web.Response(status=403),
+}
+
+
+@pytest.mark.parametrize("way", RANGES)
+async def test_a_server_that_promises_ranges_may_lie(way: str, tmp_path: Path) -> None:
+    """A file whose index stands at its end is played all the same."""
+    sound = marks(0, 20 * RATE) + np.random.default_rng(3).normal(0, 0.01, (20 * RATE, 2)).astype(np.float32)
+    body = write_audio(tmp_path / "a.m4a", sound, codec="alac").read_bytes()
+    assert len(body) > 1_000_000
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        first = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        answer = RANGES[way](first, body) if first else web.Response(body=body)
+        answer.headers["Accept-Ranges"] = "bytes"
+        return answer
+
+    async with served(("/a.m4a", handler)) as base:
+        assert seconds_of(await heard(f"{base}/a.m4a", 5))[:2] == [1, 2]

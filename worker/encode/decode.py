@@ -24,6 +24,7 @@ from worker.encode.media import PREROLL_SAMPLES, Media, after, counted, length_o
 from worker.encode.pcm import Block, Blocks, Resampler
 from worker.encode.records import Looks
 from worker.encode.resolve import is_web
+from worker.encode.short import ShortPass
 from worker.encode.web import IO_TIMEOUT_S, Web
 
 _BRISK = 2.0
@@ -92,8 +93,10 @@ def decode(
     resampler, blocks = Resampler(), Blocks()
     first_pass = True
     while True:
-        begun = False
+        begun, short = False, ShortPass()
         for position, frame in _one_pass(source, start if first_pass else 0):
+            if loop and not source.is_live:
+                short.add(frame)
             blocks.add(resampler.adapt(frame, steered=source.is_live))
             if not begun:
                 begun = True
@@ -108,6 +111,13 @@ def decode(
             length = blocks.position_at(resampler.next_input_at) if begun else _length_samples(source)
             start %= max(length, 1)
             resampler, blocks = Resampler(), Blocks()
+        elif (not first_pass or not start) and (again := short.repeated()) is not None:
+            for frame, begins in again:
+                blocks.add(resampler.adapt(frame, steered=False))
+                for at in begins:
+                    blocks.mark(resampler.input_at(at), 0)
+                blocks.add(resampler.push(frame))
+                yield from blocks.whole()
         else:
             first_pass = False
     blocks.add(resampler.flush())

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
+import av
+import av.error
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from numpy.typing import NDArray
+
+from shared.errors import ErrorCode, SourceError
 
 SAMPLE_RATE = 48_000
 FRAME_SAMPLES = 960
@@ -36,6 +40,22 @@ Pcm = NDArray[np.float32]
 _NOTHING: Pcm = np.zeros((0, CHANNELS), np.float32)
 
 
+class Kind(NamedTuple):
+    """What frames have to have in common to be one run of samples."""
+
+    format: str
+    layout: str
+    rate: int
+
+    def __str__(self) -> str:
+        return f"{self.layout} at {self.rate:,} Hz ({self.format})"
+
+
+def kind_of(frame: AudioFrame) -> Kind:
+    """The kind of a frame."""
+    return Kind(frame.format.name, frame.layout.name, frame.sample_rate)
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """20 ms of sound.
@@ -53,7 +73,7 @@ class Resampler:
     """Frames of any rate, layout and format to stereo at 48 kHz, across frames that change all three."""
 
     def __init__(self) -> None:
-        self._kind: tuple[str, str, int] | None = None
+        self._kind: Kind | None = None
         self._resampler: AudioResampler | None = None
         self._out_samples = 0
         self._base_samples = 0
@@ -65,16 +85,20 @@ class Resampler:
     @property
     def next_input_at(self) -> int:
         """Index, among all samples that come out, of the first one that belongs to the next frame put in."""
+        return self.input_at(0)
+
+    def input_at(self, samples: int) -> int:
+        """The same of a sample within the next frame."""
         if self._kind is None:
             return 0
-        return self._base_samples + math.ceil(Fraction(self._in_samples * SAMPLE_RATE, self._kind[2]))
+        return self._base_samples + math.ceil(Fraction((self._in_samples + samples) * SAMPLE_RATE, self._kind.rate))
 
     def adapt(self, frame: AudioFrame, *, steered: bool) -> Pcm:
         """Get ready for `frame`; returns what is still inside when it is of another kind than the one before.
 
         Args: steered: it may have to be played faster or slower.
         """
-        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        kind = kind_of(frame)
         if kind == self._kind:
             return _NOTHING
         rest = self.flush()
@@ -94,7 +118,10 @@ class Resampler:
         return rest
 
     def push(self, frame: AudioFrame, rate_ppm: int = 0) -> Pcm:
-        """Put in one frame of the kind last adapted to; returns what came out, shape (n, 2)."""
+        """Put in one frame of the kind last adapted to; returns what came out, shape (n, 2).
+
+        Raises: SourceError: nobody knows how to make stereo of it.
+        """
         # The count of samples is the time here. Where it lags behind them, they are squeezed until it does no more.
         frame.pts = None
         if self._steered:
@@ -117,7 +144,11 @@ class Resampler:
         if self._resampler is None:
             return _NOTHING
         # Where nothing has to be changed PyAV hands back what it was given, the None of a flush as well.
-        given: list[AudioFrame | None] = [*self._resampler.resample(frame)]
+        try:
+            given: list[AudioFrame | None] = [*self._resampler.resample(frame)]
+        except av.FFmpegError as error:
+            message = f"sound of {self._kind} cannot be made stereo at 48 kHz: {error.strerror}"
+            raise SourceError(message, code=ErrorCode.SOURCE_NOT_AUDIO) from error
         parts = [_stereo(part) for part in given if part is not None]
         self._out_samples += sum(len(part) for part in parts)
         return np.concatenate(parts) if parts else _NOTHING
@@ -186,6 +217,16 @@ def beginning(frame: AudioFrame, samples: int) -> AudioFrame:
     cut = _of(frame, frame.to_ndarray()[:, : samples * _each(frame)])
     cut.pts, cut.time_base = frame.pts, frame.time_base
     return cut
+
+
+def joined(frames: Sequence[AudioFrame]) -> AudioFrame:
+    """Frames of one kind as a single one."""
+    return _of(frames[0], np.concatenate([frame.to_ndarray() for frame in frames], axis=1))
+
+
+def size_of(frame: AudioFrame) -> int:
+    """In bytes."""
+    return frame.samples * frame.layout.nb_channels * frame.format.bytes
 
 
 def _each(frame: AudioFrame) -> int:

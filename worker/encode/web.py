@@ -30,6 +30,8 @@ _REFUSALS = frozenset({400, 401, 403, 405, 406, 415, 416, 451, 503})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LONGEST_TITLE = 500
 _ICY_BLOCK_BYTES = 16
+_MOST_SKIPPED_BYTES = 64 * 1024 * 1024
+_RANGE = re.compile(r"\s*bytes\s+(\d{1,15})-")
 _UNSAFE = re.compile(r"[^\x21-\x7e]")
 _STREAM_TITLE = re.compile(rb"StreamTitle='(.*?)';", re.DOTALL)
 
@@ -122,6 +124,16 @@ class WebAnswer(Answer):
         found = self._raw(min(most, self._until_title))
         self._until_title -= len(found)
         return found
+
+    def skip(self, count: int) -> None:
+        """Leave out what comes first: what was asked for begins behind it.
+
+        Raises: SourceError: it does not, or too far behind.
+        """
+        if not 0 <= count <= _MOST_SKIPPED_BYTES:
+            raise SourceError(f"{self.shown} cannot be read from a place on", code=ErrorCode.SOURCE_BROKEN)
+        while count and (part := self.read(min(count, READ_BYTES))):
+            count -= len(part)
 
     def close(self) -> None:
         self._exchange.close()
@@ -229,7 +241,7 @@ class Web:
         raise SourceError(message, code=ErrorCode.SOURCE_REDIRECTS)
 
     def _asked(self, url: str, first_byte: int, credentials: dict[str, str]) -> _Exchange:
-        """Ask; where that is refused, once more as a browser."""
+        """Ask; where that is refused, once more as a browser, and once for all of it instead of a part."""
         exchange = self._ask(url, first_byte, credentials)
         if exchange.response.status in _REFUSALS and self._agent != BROWSER:
             exchange.close()
@@ -237,15 +249,22 @@ class Web:
             exchange = self._ask(url, first_byte, credentials)
             if exchange.response.status in _REFUSALS:
                 self._agent = AGENT
+        if exchange.response.status in _REFUSALS and first_byte:
+            exchange.close()
+            exchange = self._ask(url, 0, credentials)
         return exchange
 
     def _judged(self, url: str, exchange: _Exchange, first_byte: int) -> Answer:
         response, status = exchange.response, exchange.response.status
-        if status == 206 or (status == 200 and not first_byte):
-            return WebAnswer(url, exchange, self._on_title)
+        if status in (200, 206):
+            answer = WebAnswer(url, exchange, self._on_title)
+            try:
+                answer.skip(first_byte - _begins_at(response))
+            except BaseException:
+                answer.close()
+                raise
+            return answer
         exchange.close()
-        if status == 200:
-            raise SourceError(f"{shown(url)} cannot be read from a place on", code=ErrorCode.SOURCE_BROKEN)
         if 200 <= status < 300:
             raise SourceError(f"{shown(url)} answers with nothing: HTTP status {status}", code=ErrorCode.SOURCE_EMPTY)
         message = f"{shown(url)} answers with HTTP status {status} {response.reason}".rstrip()
@@ -278,6 +297,12 @@ class Web:
         except (http.client.HTTPException, OSError, UnicodeError) as error:
             connection.close()
             raise _asking_failed(error, url) from error
+
+
+def _begins_at(response: http.client.HTTPResponse) -> int:
+    """Which byte of the whole a body begins with: servers may answer with more than they were asked for."""
+    match = _RANGE.match(response.headers.get("Content-Range", "")) if response.status == 206 else None
+    return int(match.group(1)) if match else 0
 
 
 def _without_credentials(url: str) -> tuple[str, dict[str, str]]:
