@@ -19,7 +19,7 @@ from shared.errors import StoreError
 from shared.logs import get_logger
 from shared.schema import event as events
 from shared.schema.event import Event
-from shared.seal import VoiceSeal
+from shared.seal import Seal
 from shared.settings import Settings
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
@@ -38,14 +38,14 @@ class Coordinator:
         self._store = Store(settings.redis_url, ca_file=settings.tls_ca_file)
         self._jobs_reader = self._store.sibling(block_s=BLOCK_S)
         self._events_reader = self._store.sibling(block_s=BLOCK_S)
-        self._seal = VoiceSeal(settings.seal_key.get_secret_value() if settings.seal_key else None)
+        self._seal = Seal(settings.seal_key.get_secret_value() if settings.seal_key else None)
         self._leadership = Leadership(self._store, self._keys, host)
         self._read_until = "0-0"
         """Id of the last event that was read."""
         self._missed = False
         """An event went unread, or could not be understood."""
         if settings.seal_key is None:
-            get_logger().warning("seal_key.missing", effect="voice credentials are stored in clear on Redis")
+            get_logger().warning("seal_key.missing", effect="credentials are stored in clear on Redis")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Lead whenever possible, until `stop` is set.

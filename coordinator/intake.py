@@ -27,13 +27,15 @@ STATUS_KEPT_S = 24 * 3_600
 DEAD_KEPT = 1_000
 _READ_AT_ONCE = 100
 _DEAD_BODY_CHARS = 4_096
-_SECRETS = ("voice", "token", "session_id")
+_SECRETS = ("voice", "token", "session_id", "headers")
 _SECRET = re.compile(
     rf"""((?:{"|".join(_SECRETS)})\\*["']?\s*[:=]\s*)"""  # the name, quoted in whatever way
     r"""(\\*"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|\{[^}]*\}?|\[[^\]]*\]?|[^\s,}\]]+)"""
 )
 _USER = re.compile(r"(?i)(https?:\\*/\\*/)[^/@\s\"'?#]+@")
 """User and password of a URL."""
+_QUERY = re.compile(r"""(?i)(https?:\\*/\\*/[^\s"'?#]*)\?[^\s"'#]+""")
+"""It may be what lets one in, too."""
 
 
 class Intake:
@@ -134,7 +136,7 @@ class Intake:
 
 
 def without_credentials(body: str) -> str:
-    """A job's text without voice credentials, and without user and password of its URLs, also where it is no JSON."""
+    """A job's text without credentials, those in its URLs included, also where it is no JSON."""
     try:
         return msgspec.json.encode(_bare(msgspec.json.decode(body))).decode()[:_DEAD_BODY_CHARS]
     except UNREADABLE:
@@ -142,7 +144,7 @@ def without_credentials(body: str) -> str:
 
 
 def _without_secrets(text: str) -> str:
-    return _USER.sub(r"\1(removed)@", _SECRET.sub(r'\1"(removed)"', text))
+    return _QUERY.sub(r"\1?(removed)", _USER.sub(r"\1(removed)@", _SECRET.sub(r'\1"(removed)"', text)))
 
 
 def _bare(value: Any) -> Any:

@@ -26,13 +26,13 @@ from shared.schema.records import (
     SourceRecord,
     kept,
 )
-from shared.seal import VoiceSeal
+from shared.seal import Seal
 
 
 class JobEffects:
     """Turns a job into a change of the registry."""
 
-    def __init__(self, registry: Registry, leadership: Leadership, seal: VoiceSeal, recovery: Recovery) -> None:
+    def __init__(self, registry: Registry, leadership: Leadership, seal: Seal, recovery: Recovery) -> None:
         self._registry = registry
         self._leadership = leadership
         self._seal = seal
@@ -62,6 +62,7 @@ class JobEffects:
         run = await self._leadership.draw()
         source, opus = kept(job.source, SourceRecord), kept(job.opus, OpusRecord)
         spec = BroadcastSpec(broadcast=job.broadcast, run=run, source=source, opus=opus, job=job.id)
+        spec = self._seal.seal_source(spec)
         change.put_broadcast(Broadcast(spec, status=BroadcastStatus(state="starting", at=unix_ms())))
         change.wake_all()
 
@@ -82,7 +83,7 @@ class JobEffects:
 
     def _guild_join(self, job: GuildJoin, change: Change) -> None:
         before = self._registry.guilds.get((job.bot, job.guild))
-        voice = self._seal.seal(job.voice) if job.voice is not None else None
+        voice = self._seal.seal_voice(job.voice) if job.voice is not None else None
         if voice is None and before is not None and before.spec.channel == job.channel:
             voice = before.spec.voice
         spec = GuildSpec(
@@ -103,7 +104,9 @@ class JobEffects:
 
     def _guild_voice(self, job: GuildVoice, change: Change) -> None:
         before = self._guild(job.bot, job.guild)
-        spec = msgspec.structs.replace(before.spec, channel=job.channel, voice=self._seal.seal(job.voice), job=job.id)
+        spec = msgspec.structs.replace(
+            before.spec, channel=job.channel, voice=self._seal.seal_voice(job.voice), job=job.id
+        )
         self._put_anew(spec, before, change)
 
     def _put_anew(self, spec: GuildSpec, before: Guild | None, change: Change) -> None:

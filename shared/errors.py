@@ -74,6 +74,7 @@ class ErrorCode(StrEnum):
     SOURCE_REDIRECTS = "source_redirects"
     SOURCE_ENCRYPTED = "source_encrypted"
     SOURCE_TOO_LARGE = "source_too_large"
+    SOURCE_SEALED = "source_sealed"
     SOURCE_FAILED = "source_failed"
     # voice connections
     VOICE_UNREACHABLE = "voice_unreachable"

@@ -23,6 +23,10 @@ Name = Annotated[
 ]
 JobId = Annotated[str, Meta(min_length=1, max_length=128, description="chosen by the sender; done once within 24 h")]
 Url = Annotated[str, Meta(min_length=1, max_length=2048, description="http(s) URL, or a file below the media folder")]
+HeaderName = Annotated[str, Meta(pattern=r"^(Authorization|Cookie|User-Agent|Referer|Accept|Icy-MetaData)$(?!\n)")]
+HeaderValue = Annotated[
+    str, Meta(min_length=1, max_length=4096, pattern=r"^[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?$(?!\n)")
+]
 Endpoint = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9.\-\[\]:]{1,255}$(?!\n)", description="host or host:port of a voice server")
 ]
@@ -72,6 +76,11 @@ class SourceSpec(SourceRecord, frozen=True, kw_only=True, forbid_unknown_fields=
         ]
         | None
     ) = None
+
+    headers: Annotated[
+        dict[HeaderName, HeaderValue],
+        Meta(max_length=8, description="sent with each request; Authorization and Cookie to the URL's own host alone"),
+    ] = msgspec.field(default_factory=dict)
 
 
 class Voice(VoiceRecord, frozen=True, kw_only=True, forbid_unknown_fields=True):

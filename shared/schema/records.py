@@ -46,6 +46,11 @@ class SourceRecord(Record, frozen=True, kw_only=True):
     loudness_lufs: float | None = None
     fallback: tuple[str, ...] = ()
     lead_ms: int | None = None
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
+    """Sent with each request. Stored here only where there is no key to seal them with."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(kind={self.kind!r}, loop={self.loop})"
 
     def lead_ms_of(self, *, live: bool) -> int:
         """The lead in force."""
@@ -130,6 +135,8 @@ class BroadcastSpec(Record, frozen=True, kw_only=True):
     source: SourceRecord
     opus: OpusRecord
     job: str = ""
+    sealed: str = ""
+    """The source's whole URL and its headers, where there is a key; `source` shows the rest."""
 
 
 BroadcastState = Literal["starting", "playing", "paused", "stalled", "ended"]

@@ -17,7 +17,7 @@ from shared.clock import CommonClock, LocalClock
 from shared.errors import ErrorCode
 from shared.schema.event import EventType
 from shared.schema.records import GuildSpec, GuildStatus, GuildWant, VoiceRecord, WorkerRecord, WorkerStats
-from shared.seal import VoiceSeal
+from shared.seal import Seal
 from shared.store.client import Store
 from shared.store.keys import Keys
 from tests.emulator.client import EmulatorClient
@@ -61,7 +61,7 @@ class Desk:
             builder=self.builder,
             sockets=self.sockets,
             shared=self.shared,
-            seal=VoiceSeal(None),
+            seal=Seal(None),
             programme_of=lambda broadcast: Programme(
                 broadcast, self._store, self.membership.keys, CommonClock(LocalClock())
             ),

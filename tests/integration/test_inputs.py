@@ -442,6 +442,29 @@ async def test_credentials_are_said_again_for_all_that_belongs_to_a_stream(made:
         assert seconds_of(await heard(url)) == list(range(1, 12))
 
 
+async def test_headers_of_a_source_are_sent_and_secrets_to_its_own_host_alone() -> None:
+    """What lets one in is for the first address, the rest for all that belongs to the stream."""
+    seen: list[tuple[str, str | None, str | None, str | None]] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        headers = request.headers
+        seen.append((request.path, headers.get("Cookie"), headers.get("Referer"), headers.get("User-Agent")))
+        if request.path == "/away":
+            raise web.HTTPFound(request.url.with_host("localhost").with_path("/there"))
+        return web.Response(status=404)
+
+    given = {"Cookie": "cret", "Referer": "https://a.example/", "User-Agent": "Radio/1"}
+    async with served(("/{name}", handler)) as base:
+        blocks = decode(f"{base}/away", headers=given)
+        with pytest.raises(SourceError) as caught:
+            await asyncio.to_thread(lambda: list(blocks))
+    assert "cret" not in caught.value.message
+    assert seen == [
+        ("/away", "cret", "https://a.example/", "Radio/1"),
+        ("/there", None, "https://a.example/", "Radio/1"),
+    ]
+
+
 @pytest.mark.parametrize(
     "url",
     [

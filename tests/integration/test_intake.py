@@ -18,7 +18,7 @@ from coordinator.registry import Registry
 from shared.errors import LeaseLost
 from shared.schema import event as events
 from shared.schema.event import Event
-from shared.seal import VoiceSeal
+from shared.seal import Seal
 from shared.store.client import Store
 from shared.store.keys import Keys
 
@@ -67,7 +67,7 @@ class Pool:
 
     @asynccontextmanager
     async def taking(self) -> AsyncIterator[asyncio.Task[None]]:
-        effects = JobEffects(self.registry, self.leadership, VoiceSeal(SEAL_KEY), Recovery())
+        effects = JobEffects(self.registry, self.leadership, Seal(SEAL_KEY), Recovery())
         self.changing = asyncio.Lock()
         intake = Intake(self.store, self.reader, self.registry, self.leadership, effects, self.changing)
         keeping = asyncio.create_task(self.leadership.keep())
@@ -279,7 +279,40 @@ async def test_credentials_are_sealed_before_they_are_stored(pool: Pool) -> None
     assert "SECRET" not in await pool.everything()
     stored = pool.registry.guilds["main", GUILD].spec.voice
     assert isinstance(stored, str)
-    assert VoiceSeal(SEAL_KEY).open(stored).token == "SECRET-token"
+    assert Seal(SEAL_KEY).open_voice(stored).token == "SECRET-token"
+
+
+async def test_what_lets_one_into_a_source_is_sealed_before_it_is_stored(pool: Pool) -> None:
+    """Password, query and headers stand nowhere on Redis in clear; host and path do."""
+    source = {"url": "https://us:SECRET@host.example/live?SECRET", "headers": {"Cookie": "SECRET"}}
+    await pool.do(start("a", source=source))
+    assert await pool.status("a") == ("done", "")
+    assert "SECRET" not in await pool.everything()
+    spec = pool.registry.broadcasts["news"].spec
+    assert spec.source.url == "https://host.example/live"
+    assert Seal(SEAL_KEY).open_source(spec).url == source["url"]
+
+
+BAD_HEADERS: list[tuple[dict[str, Any], str]] = [
+    ({"Host": "a"}, "Authorization|Cookie|User-Agent|Referer|Accept|Icy-MetaData"),
+    ({"Cookie": "a\r\nHost: b"}, "headers"),
+    ({"Cookie": ""}, "headers"),
+    ({"Cookie": " a"}, "headers"),
+    ({"Cookie": "ü"}, "headers"),
+    ({"Cookie": "a" * 4_097}, "headers"),
+    ({"Cookie": 1}, "headers"),
+]
+
+
+@pytest.mark.parametrize(("headers", "named"), BAD_HEADERS)
+async def test_a_header_that_is_not_allowed_is_one_clear_error(pool: Pool, headers: dict[str, Any], named: str) -> None:
+    """It names the field, and what is allowed; nothing else suffers."""
+    await pool.do(start("bad", source={"url": "https://host.example/", "headers": headers}), start("next", "other"))
+    assert await pool.status("bad") == ("failed", "job_invalid")
+    message = await pool.message("bad")
+    assert named in message
+    assert "source.headers" in message
+    assert await pool.status("next") == ("done", "")
 
 
 async def test_a_new_leader_goes_on_behind_the_cursor(pool: Pool) -> None:
@@ -320,7 +353,7 @@ async def test_a_job_taken_by_a_deposed_leader_changes_nothing(pool: Pool, body:
     before = await pool.everything()
     mirror = (dict(pool.registry.guilds), dict(pool.registry.broadcasts))
     (entry,) = await pool.add(body)
-    effects = JobEffects(pool.registry, pool.leadership, VoiceSeal(None), Recovery())
+    effects = JobEffects(pool.registry, pool.leadership, Seal(None), Recovery())
     intake = Intake(pool.store, pool.reader, pool.registry, pool.leadership, effects, asyncio.Lock())
     async with asyncio.timeout(BOUND_S):
         with pytest.raises(LeaseLost):

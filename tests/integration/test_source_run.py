@@ -20,6 +20,7 @@ from shared.errors import ErrorCode
 from shared.schema.frame_entry import FIELD, TICK_US, Flags, FrameEntry, unpack
 from shared.schema.job import SourceKind
 from shared.schema.records import BroadcastSpec, BroadcastStatus, OpusRecord, SourceRecord, SourceWant
+from shared.seal import Seal
 from shared.store.client import Store
 from shared.store.keys import Keys
 from shared.store.time_sync import TimeSync, begin_time
@@ -62,7 +63,7 @@ class Air:
 
     def start(self, want: SourceWant) -> SourceRun:
         publisher = Publisher(self.raw, self.key(want), lead_ms=30_000)  # keeps all that a test looks at
-        run = SourceRun(want, publisher, self.clock, self.media, self._tell, self._recall)
+        run = SourceRun(want, publisher, self.clock, self.media, Seal(None), self._tell, self._recall)
         self.runs.append(run)
         return run
 

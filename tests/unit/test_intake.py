@@ -77,6 +77,23 @@ def test_user_and_password_of_a_url_are_removed(scheme: str, end: str) -> None:
     assert "host" in kept
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"url": "https://host/a", "headers": {"Authorization": "SECRET"}},
+        {"url": "https://host/a?token=SECRET"},
+        {"url": "https://host/a?SECRET", "volume": 1},
+    ],
+)
+@pytest.mark.parametrize("cut", [0, 1])
+def test_what_lets_one_into_a_source_is_removed(source: dict[str, Any], cut: int) -> None:
+    """Headers and queries, whether or not the job is JSON."""
+    body = json.dumps({"id": "j", "source": source})
+    kept = without_credentials(body[: len(body) - cut])
+    assert "SECRET" not in kept
+    assert "host/a" in kept
+
+
 def test_what_is_no_json_stays_readable() -> None:
     """The rest of a broken job stays."""
     kept = without_credentials('{"id": "j", "guild": "5", "token": "SECRET", "type": "guild.join",}')

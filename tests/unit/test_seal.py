@@ -1,4 +1,4 @@
-"""Voice credentials at rest: sealed, opened with the same key only."""
+"""Secrets at rest: sealed, opened with the same key only."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.errors import ErrorCode, VoiceError
-from shared.schema.records import VoiceRecord
-from shared.seal import VoiceSeal
+from shared.errors import ErrorCode, SourceError, VoiceError
+from shared.schema.records import BroadcastSpec, OpusRecord, SourceRecord, VoiceRecord
+from shared.seal import Seal
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 OTHER = base64.b64encode(bytes(range(1, 33))).decode()
@@ -20,14 +20,14 @@ VOICE = VoiceRecord(user_id="123456789012345678", session_id="the-session", toke
 
 
 def sealed_by(key: str) -> str:
-    sealed = VoiceSeal(key).seal(VOICE)
+    sealed = Seal(key).seal_voice(VOICE)
     assert isinstance(sealed, str)
     return sealed
 
 
 def test_what_is_sealed_is_opened_with_the_same_key() -> None:
     """Credentials survive the store, on any process that has the key."""
-    assert VoiceSeal(KEY).open(sealed_by(KEY)) == VOICE
+    assert Seal(KEY).open_voice(sealed_by(KEY)) == VOICE
 
 
 def test_a_sealed_value_shows_nothing() -> None:
@@ -54,7 +54,7 @@ def test_no_two_sealed_values_are_alike() -> None:
 def test_another_key_or_none_does_not_open(key: str | None) -> None:
     """The guild fails with its own code; trying again would not help."""
     with pytest.raises(VoiceError) as caught:
-        VoiceSeal(key).open(sealed_by(KEY))
+        Seal(key).open_voice(sealed_by(KEY))
     assert caught.value.code == ErrorCode.VOICE_CREDENTIALS_REJECTED
 
 
@@ -62,7 +62,7 @@ def test_another_key_or_none_does_not_open(key: str | None) -> None:
 def test_garbage_does_not_open_and_raises_one_error(stored: str) -> None:
     """Whatever is stored in the place of credentials fails one guild."""
     with pytest.raises(VoiceError):
-        VoiceSeal(KEY).open(stored)
+        Seal(KEY).open_voice(stored)
 
 
 @pytest.mark.parametrize("place", [0, 12, -1])
@@ -71,29 +71,96 @@ def test_a_changed_value_does_not_open(place: int) -> None:
     inner = bytearray(base64.b64decode(sealed_by(KEY).removeprefix("sealed:")))
     inner[place] ^= 1
     with pytest.raises(VoiceError):
-        VoiceSeal(KEY).open("sealed:" + base64.b64encode(inner).decode())
+        Seal(KEY).open_voice("sealed:" + base64.b64encode(inner).decode())
 
 
 def test_sealed_authentic_text_that_is_no_credentials_does_not_open() -> None:
     """The right key over the wrong record is refused all the same."""
     inner = bytes(12) + AESGCM(bytes(range(32))).encrypt(bytes(12), b"{}", b"guildcast voice credentials")
     with pytest.raises(VoiceError):
-        VoiceSeal(KEY).open("sealed:" + base64.b64encode(inner).decode())
+        Seal(KEY).open_voice("sealed:" + base64.b64encode(inner).decode())
 
 
 def test_without_a_key_credentials_pass_in_clear() -> None:
     """An operator without a key gets what was warned of."""
-    assert VoiceSeal(None).seal(VOICE) == VOICE
-    assert VoiceSeal(None).open(VOICE) == VOICE
+    assert Seal(None).seal_voice(VOICE) == VOICE
+    assert Seal(None).open_voice(VOICE) == VOICE
 
 
 def test_what_came_sealed_is_not_sealed_again() -> None:
     """A user's bot may seal what it sends."""
     sealed = sealed_by(KEY)
-    assert VoiceSeal(KEY).seal(sealed) == sealed
-    assert VoiceSeal(None).seal(sealed) == sealed
+    assert Seal(KEY).seal_voice(sealed) == sealed
+    assert Seal(None).seal_voice(sealed) == sealed
 
 
 def test_a_key_opens_what_was_stored_in_clear_before() -> None:
     """Introducing a key does not lock out what is stored already."""
-    assert VoiceSeal(KEY).open(VOICE) == VOICE
+    assert Seal(KEY).open_voice(VOICE) == VOICE
+
+
+# sources
+
+
+HEADERS = {"Authorization": "Bearer cret", "Referer": "https://station.example/"}
+
+
+def broadcast(url: str | None, headers: dict[str, str] | None = None, name: str = "news") -> BroadcastSpec:
+    source = SourceRecord(url=url, loop=True, headers=headers or {})
+    return BroadcastSpec(broadcast=name, run=1, source=source, opus=OpusRecord())
+
+
+WITH_SECRETS: list[tuple[BroadcastSpec, str]] = [
+    (broadcast("https://us:cret@host.example:8000/live.mp3"), "https://host.example:8000/live.mp3"),
+    (broadcast("HTTP://cret@host.example/a"), "http://host.example/a"),
+    (broadcast("https://host.example/live?token=cret#cret"), "https://host.example/live"),
+    (broadcast("https://host.example/live", HEADERS), "https://host.example/live"),
+    (broadcast("http://user:a/cret@host.example/"), "http://(unreadable)/"),
+    (broadcast("http://[cret/"), "http://(unreadable)/"),
+    (broadcast("ftp://us:cret@host.example/a"), "ftp://host.example/a"),
+]
+
+
+@pytest.mark.parametrize(("spec", "shown"), WITH_SECRETS, ids=[shown for _, shown in WITH_SECRETS])
+def test_a_stored_source_shows_host_and_path(spec: BroadcastSpec, shown: str) -> None:
+    """What may let somebody in is sealed, and is all there again for whoever has the key."""
+    stored = Seal(KEY).seal_source(spec)
+    assert b"cret" not in msgspec.json.encode(stored)
+    assert (stored.source.url, stored.source.loop, stored.source.headers) == (shown, True, {})
+    assert stored.sealed.startswith("sealed2:")
+    assert Seal(KEY).open_source(stored) == spec.source
+
+
+@pytest.mark.parametrize("url", ["https://host.example/live.mp3", "music/a?b@c.mp3", "file:///srv/a.mp3", None])
+def test_a_source_without_secrets_is_stored_as_it_is(url: str | None) -> None:
+    """Nothing is sealed that anybody may read."""
+    assert Seal(KEY).seal_source(broadcast(url)) == broadcast(url)
+
+
+def test_without_a_key_sources_are_stored_in_clear() -> None:
+    """The coordinator warns of it at its start."""
+    spec = broadcast("https://us:cret@host.example/", HEADERS)
+    assert Seal(None).seal_source(spec) == spec
+    assert Seal(None).open_source(spec) == spec.source
+
+
+@pytest.mark.parametrize("key", [OTHER, None])
+def test_another_key_or_none_does_not_open_a_source(key: str | None) -> None:
+    """It is tried again: the worker that has the key may be the next one."""
+    stored = Seal(KEY).seal_source(broadcast("https://us:cret@host.example/"))
+    with pytest.raises(SourceError) as caught:
+        Seal(key).open_source(stored)
+    assert caught.value.code == ErrorCode.SOURCE_SEALED
+    assert caught.value.retryable
+
+
+def test_what_is_sealed_for_one_broadcast_opens_for_no_other() -> None:
+    """Whoever may write records cannot hand one station's password to another address."""
+    stored = Seal(KEY).seal_source(broadcast("https://us:cret@host.example/"))
+    with pytest.raises(SourceError):
+        Seal(KEY).open_source(msgspec.structs.replace(stored, broadcast="other"))
+
+
+def test_a_source_shows_no_secret_when_it_is_printed() -> None:
+    """A record that lands in a trace says nothing."""
+    assert "cret" not in repr(broadcast("https://us:cret@host.example/", HEADERS))

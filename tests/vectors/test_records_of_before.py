@@ -25,7 +25,7 @@ from shared.schema.records import (
     VoiceRecord,
     WorkerStats,
 )
-from shared.seal import VoiceSeal
+from shared.seal import Seal
 from shared.store.client import Store
 from shared.store.keys import Keys
 
@@ -112,7 +112,7 @@ async def test_a_leader_takes_over_what_stands_there(
     for guild in registry.guilds.values():
         assert guild.status is not None
         if guild.spec.voice is not None:
-            assert VoiceSeal(seal_key).open(guild.spec.voice).session_id
+            assert Seal(seal_key).open_voice(guild.spec.voice).session_id
     for fields in pool["job"].values():
         assert msgspec.convert(fields, JobStatus, strict=False).state in ("done", "failed")
     for fields in pool["dead"].values():

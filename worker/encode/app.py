@@ -14,6 +14,7 @@ from shared.errors import StoreError
 from shared.logs import get_logger
 from shared.schema.event import EventType, broadcast_event
 from shared.schema.records import BroadcastStatus, SourceWant, WorkerRecord, WorkerStats
+from shared.seal import Seal
 from shared.settings import Settings, parse_clock_error
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
@@ -42,6 +43,7 @@ class EncodeWorker:
         self._membership = Membership(self._store, self._keys, record, self._clock.local)
         self._reporter = Reporter(self._membership)
         self._capacity = record.capacity
+        self._seal = Seal(settings.seal_key.get_secret_value() if settings.seal_key else None)
         self._runs: dict[str, SourceRun] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -107,6 +109,7 @@ class EncodeWorker:
                         publisher,
                         self._clock,
                         self._settings.media_dir,
+                        self._seal,
                         self._tell,
                         partial(self._recall, want.spec.broadcast),
                     )

@@ -118,6 +118,7 @@ def run(order: ChildOrder, writer: RecordWriter, hooks: Reporting) -> None:
             loop=order.loop,
             start_samples=begin_samples,
             place=order.place,
+            headers=order.headers,
             hooks=hooks,
         )
         for number, block in enumerate(blocks):

@@ -8,7 +8,7 @@ A loop opens its source again for every pass, while resampler and blocks run on:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -63,6 +63,7 @@ def decode(
     loop: bool = False,
     start_samples: int = 0,
     place: int | None = None,
+    headers: Mapping[str, str] | None = None,
     io_timeout_s: float = IO_TIMEOUT_S,
     hooks: Hooks | None = None,
 ) -> Iterator[Block]:
@@ -82,13 +83,15 @@ def decode(
             begins where it is and only counts from `start_samples`; so does what cannot be read up to there faster than
             it is heard.
         place: of live input, told by `placed` before: what was heard up to there is not heard again.
+        headers: to be sent with each request; see `Web`.
         io_timeout_s: for connecting, and for every single read.
         hooks: told what is found out.
     Yields: blocks, without end when looping.
     Raises: SourceError: with the code that says why there is no sound.
     """
     hooks = hooks or Hooks()
-    source = _Source(url, folder or Path(url).parent, kind, place, io_timeout_s, hooks)
+    web = Web(timeout_s=io_timeout_s, on_title=hooks.titled, headers=headers or {})
+    source = _Source(url, web, Files(folder or Path(url).parent), kind, place, hooks)
     start = start_samples
     resampler, blocks = Resampler(), Blocks()
     first_pass = True
@@ -170,14 +173,12 @@ class _Source:
         is_live: it is taken for live input.
     """
 
-    def __init__(
-        self, url: str, folder: Path, kind: SourceKind, place: int | None, io_timeout_s: float, hooks: Hooks
-    ) -> None:
+    def __init__(self, url: str, web: Web, files: Files, kind: SourceKind, place: int | None, hooks: Hooks) -> None:
         self._url = url
         self._kind = kind
         self._place = place
-        self._web = Web(timeout_s=io_timeout_s, on_title=hooks.titled)
-        self._files = Files(folder)
+        self._web = web
+        self._files = files
         self._hooks = hooks
         self._told = False
         self.is_live = False

@@ -50,6 +50,7 @@ class ChildOrder(Strict, frozen=True):
         opus: how to encode.
         place: of live input, what was told last in a PLACE record: what was heard up to there is not heard again.
         folder: where files lie that a source which is a file may name; empty: none but those beside it.
+        headers: to be sent with each request.
     """
 
     url: Annotated[str, Meta(min_length=1)]
@@ -59,6 +60,7 @@ class ChildOrder(Strict, frozen=True):
     opus: OpusRecord = OpusRecord()
     place: int | None = None
     folder: str = ""
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Looks(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from shared.logs import get_logger
 from shared.schema.frame_entry import Flags, FrameEntry
 from shared.schema.job import SourceKind
 from shared.schema.records import BroadcastState, BroadcastStatus, SourceWant
+from shared.seal import Seal
 from worker.encode.feeder import Ended, Fed, Feeder, Opened, Stalled
 from worker.encode.publish import Publisher
 from worker.encode.records import ChildOrder
@@ -88,6 +89,7 @@ class SourceRun:
         want: what the coordinator asked for.
         publisher: of the run's stream.
         media_dir: where sources that are files may lie.
+        seal: opens what a source's URL and headers hold.
         tell: takes what becomes of it.
         recall: what was told last of this broadcast, by whomever.
     Attributes:
@@ -100,6 +102,7 @@ class SourceRun:
         publisher: Publisher,
         clock: CommonClock,
         media_dir: Path | None,
+        seal: Seal,
         tell: Tell,
         recall: Recall,
     ) -> None:
@@ -109,6 +112,7 @@ class SourceRun:
         self._publisher = publisher
         self._clock = clock
         self._media_dir = media_dir
+        self._seal = seal
         self._tell = tell
         self._recall = recall
         self._word = Word("starting")
@@ -192,7 +196,7 @@ class SourceRun:
             await asyncio.gather(feeding, return_exceptions=True)
 
     async def _start_child(self, kind: SourceKind, start_samples: int, place: int | None) -> SourceChild:
-        source = self.want.spec.source
+        source = self._seal.open_source(self.want.spec)
         return await SourceChild.start(
             ChildOrder(
                 url=resolve_source(source.url or "", self._media_dir),
@@ -202,6 +206,7 @@ class SourceRun:
                 opus=self.want.spec.opus,
                 place=place,
                 folder=str(self._media_dir or ""),
+                headers=source.headers,
             ),
             first_frame_timeout_s=_SEEK_TIMEOUT_S if start_samples and kind != "live" else None,
         )

@@ -13,7 +13,7 @@ import re
 import socket
 import ssl
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
@@ -27,6 +27,7 @@ AGENT = "guildcast"
 BROWSER = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 _REFUSALS = frozenset({400, 401, 403, 405, 406, 415, 416, 451, 503})
 """What servers say to an agent that they do not like."""
+_LETTING_IN = frozenset({"Authorization", "Cookie"})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LONGEST_TITLE = 500
 _ICY_BLOCK_BYTES = 16
@@ -197,11 +198,23 @@ class Web:
     Args:
         timeout_s: for connecting, and for every single read.
         on_title: told of titles among the sound.
+        headers: sent with each request, in place of those that are always sent; what lets one in, to the first origin
+            alone that is asked.
     """
 
-    def __init__(self, *, timeout_s: float = IO_TIMEOUT_S, on_title: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        *,
+        timeout_s: float = IO_TIMEOUT_S,
+        on_title: Callable[[str], None] = lambda _: None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self._timeout_s = timeout_s
         self._on_title = on_title
+        given = headers or {}
+        self._headers = {name: value for name, value in given.items() if name not in _LETTING_IN}
+        self._letting_in = {name: value for name, value in given.items() if name in _LETTING_IN}
+        """Until the first origin is known."""
         self._agent = AGENT
         self._tls = ssl.create_default_context()
         self._credentials: dict[tuple[str, str | None, int | None], dict[str, str]] = {}
@@ -226,6 +239,7 @@ class Web:
             url, own = _without_credentials(url)
             parts = urlsplit(url)
             origin = (parts.scheme, parts.hostname, parts.port)
+            own, self._letting_in = own | self._letting_in, {}
             if own:
                 self._credentials[origin] = own
             exchange = self._asked(url, first_byte, self._credentials.get(origin, {}))
@@ -288,6 +302,7 @@ class Web:
         parts = urlsplit(url)
         connection.response_class = _Response
         headers = {"User-Agent": self._agent, "Accept": "*/*", "Icy-MetaData": "1", "Connection": "close"}
+        headers |= self._headers
         if first_byte:
             headers["Range"] = f"bytes={first_byte}-"
         path = urlunsplit(("", "", parts.path or "/", parts.query, ""))

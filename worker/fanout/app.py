@@ -16,7 +16,7 @@ from shared.errors import ErrorCode, StoreError
 from shared.logs import get_logger
 from shared.schema.event import EventType, guild_event
 from shared.schema.records import GuildStatus, GuildWant, WorkerRecord, WorkerStats
-from shared.seal import VoiceSeal
+from shared.seal import Seal
 from shared.settings import Settings, parse_clock_error
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
@@ -108,7 +108,7 @@ class FanoutWorker:
         tls = ssl.create_default_context()
         if settings.tls_ca_file is not None:
             tls.load_verify_locations(settings.tls_ca_file)
-        self._seal = VoiceSeal(settings.seal_key.get_secret_value() if settings.seal_key else None)
+        self._seal = Seal(settings.seal_key.get_secret_value() if settings.seal_key else None)
         http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
         )

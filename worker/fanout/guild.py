@@ -13,7 +13,7 @@ from shared.logs import get_logger
 from shared.protocol.voice_gateway import Credentials
 from shared.schema.event import EventType
 from shared.schema.records import GuildState, GuildStatus, GuildWant
-from shared.seal import VoiceSeal
+from shared.seal import Seal
 from worker.fanout.build import Builder, Target
 from worker.fanout.programme import Programme
 from worker.fanout.sockets import SocketPool
@@ -48,7 +48,7 @@ class GuildSession:
         builder: Builder,
         sockets: SocketPool,
         shared: VoiceShared,
-        seal: VoiceSeal,
+        seal: Seal,
         programme_of: Callable[[str], Programme],
         tell: Tell,
     ) -> None:
@@ -86,7 +86,7 @@ class GuildSession:
         try:
             if spec.voice is None:
                 raise VoiceError("no voice credentials came with this guild", code=ErrorCode.VOICE_CREDENTIALS_MISSING)
-            voice = self._seal.open(spec.voice)
+            voice = self._seal.open_voice(spec.voice)
             await self._membership.wait_clearance()
             self._connection = VoiceConnection(
                 Credentials(spec.guild, spec.channel, voice.user_id, voice.session_id, voice.token),
