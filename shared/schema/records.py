@@ -157,6 +157,8 @@ class BroadcastStatus(Record, frozen=True, kw_only=True):
     """What is on air, as the source says."""
     delay_ms: int = 0
     """How late live input is heard; 0 of a file."""
+    level_db: int | None = None
+    """Peak of the sound of the last seconds, in dB of full scale; -128: zeros alone, None: there was none yet."""
     attempt: int = 0
     """How often in a row the source could not be opened or read, while it is stalled."""
     code: str = ""

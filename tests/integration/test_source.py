@@ -43,7 +43,7 @@ from tests.media.audio import (
 )
 from worker.encode import source
 from worker.encode.decode import decode
-from worker.encode.records import HEADER_BYTES, ChildOrder, Kind, pack, unpack_header
+from worker.encode.records import HEADER_BYTES, SILENT_DB, ChildOrder, Kind, pack, unpack_header
 from worker.encode.source import EncodedFrame, SourceChild, Told, child_environment
 
 FRAME_SAMPLES = 960
@@ -102,6 +102,25 @@ def _likeness(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
 
 def _sound(frames: list[EncodedFrame]) -> Pcm:
     return decode_opus(frame.packet for frame in frames)
+
+
+@pytest.mark.parametrize(("peak", "level_db"), [(1.0, 0), (0.5, -6), (0.01, -40), (1e-9, -127), (0.0, SILENT_DB)])
+async def test_each_frame_says_how_loud_it_is(peak: float, level_db: int, tmp_path: Path) -> None:
+    """Peak of what was encoded, in dB of full scale; zeros are told from what is merely quiet."""
+    pcm = np.zeros((4_800, 2), np.float32)
+    pcm[::100] = -peak
+    path = write_audio(tmp_path / "a.wav", pcm, codec="pcm_f32le")
+    frames = await _all_frames(ChildOrder(url=str(path)))
+    assert {frame.level_db for frame in frames[:5]} == {level_db}
+
+
+async def test_sound_beyond_all_measure_is_played(tmp_path: Path) -> None:
+    """Files of floating point may hold anything."""
+    pcm = np.full((9_600, 2), np.inf, np.float32)
+    pcm[::7] = np.nan
+    pcm[::3] = 1e30
+    path = write_audio(tmp_path / "a.wav", pcm, codec="pcm_f32le")
+    assert len(await _all_frames(ChildOrder(url=str(path)))) >= 10
 
 
 @asynccontextmanager

@@ -27,6 +27,7 @@ from shared.store.time_sync import TimeSync, begin_time
 from tests.media.audio import PROGRAMME, decode_file, decode_opus, write_audio
 from tests.media.radio import HangUp, Radio, find_marks
 from worker.encode.publish import Publisher
+from worker.encode.records import SILENT_DB
 from worker.encode.run import SourceRun, Word
 from worker.encode.source import SourceChild
 
@@ -127,6 +128,17 @@ async def test_frames_stand_in_a_row_from_an_epoch_on_the_grid(air: Air) -> None
     assert {entry.epoch_us for entry in entries} == {entries[0].epoch_us}
     assert entries[0].epoch_us % TICK_US == 0
     assert [entry.position_samples for entry in entries] == [entry.first_index * 960 for entry in entries]
+
+
+async def test_the_level_of_what_is_on_air_is_told(air: Air) -> None:
+    """Within seconds, and anew when it has become another one; nothing is an event."""
+    loud = np.full((8 * 48_000, 2), 0.5, np.float32)
+    write_audio(air.media / "a.wav", np.concatenate([loud, loud * 0]))
+    run = air.start(air.want("a.wav", run=next(_runs), term=10, lead_ms=500))
+    assert run.level_db is None
+    await air.until(lambda: run.level_db == -6)
+    await air.until(lambda: run.level_db == SILENT_DB)
+    assert [word.is_event for word in air.words] == [True, False, False]
 
 
 async def test_a_source_shorter_than_the_start_is_played_whole(air: Air) -> None:

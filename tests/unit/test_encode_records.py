@@ -27,21 +27,27 @@ from worker.encode.records import (
 @given(
     kind=st.sampled_from(Kind),
     body=st.binary(max_size=2_000),
+    rendition=st.integers(0, 255),
+    level_db=st.integers(-128, 127),
     item=st.integers(0, 2**32 - 1),
     position=st.integers(0, 2**64 - 1),
 )
-def test_a_packed_record_is_unpacked_as_it_was(kind: Kind, body: bytes, item: int, position: int) -> None:
-    """Every kind, body, item and position survives the pipe."""
-    record = pack(kind, body, item=item, position_samples=position)
+def test_a_packed_record_is_unpacked_as_it_was(
+    kind: Kind, body: bytes, rendition: int, level_db: int, item: int, position: int
+) -> None:
+    """Every field survives the pipe."""
+    record = pack(kind, body, rendition=rendition, level_db=level_db, item=item, position_samples=position)
     header = unpack_header(record[:HEADER_BYTES])
     assert (header.kind, header.item, header.position_samples) == (kind, item, position)
+    assert (header.rendition, header.level_db) == (rendition, level_db)
     assert header.length_bytes == len(body)
     assert record[HEADER_BYTES:] == body
 
 
 def test_layout_is_the_agreed_one() -> None:
-    """u8 kind, u16 length, u32 item, u64 position, body, big endian."""
-    assert pack(Kind.FRAME, b"ab", item=3, position_samples=960).hex() == "0100020000000300000000000003c06162"
+    """u8 kind, u8 rendition, i8 level, u16 length, u32 item, u64 position, body, big endian."""
+    record = pack(Kind.FRAME, b"ab", rendition=2, level_db=-3, item=3, position_samples=960)
+    assert record.hex() == "0102fd00020000000300000000000003c06162"
 
 
 @given(st.binary(max_size=40))

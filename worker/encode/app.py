@@ -141,6 +141,7 @@ class EncodeWorker:
             attempt=word.attempt,
             delay_ms=run.delay_ms,
             title=run.title,
+            level_db=run.level_db,
         )
         event = None
         if word.is_event:

@@ -21,7 +21,7 @@ import msgspec
 from shared.errors import ErrorCode, GuildcastError
 from worker.encode.decode import Hooks, decode
 from worker.encode.opus import OpusEncoder
-from worker.encode.pcm import FRAME_SAMPLES
+from worker.encode.pcm import FRAME_SAMPLES, peak_db
 from worker.encode.records import MAX_ORDER_BYTES, ChildOrder, Kind, Looks, pack, pack_error, read_rate
 
 MEMORY_LIMIT_BYTES = 1024**3
@@ -125,7 +125,7 @@ def run(order: ChildOrder, writer: RecordWriter, hooks: Reporting) -> None:
             packet = encoder.encode(block.pcm)
             if number < preroll_frames:
                 continue
-            writer.write(pack(Kind.FRAME, packet, position_samples=block.position_samples))
+            writer.write(pack(Kind.FRAME, packet, level_db=peak_db(block.pcm), position_samples=block.position_samples))
             position = block.position_samples + FRAME_SAMPLES
         for packet in encoder.flush():
             writer.write(pack(Kind.FRAME, packet, position_samples=position))

@@ -36,6 +36,9 @@ _STEERED = {
 _TIME_PARTS = 64
 """Of a sample, as which time stamps are given."""
 
+_LOUDEST = 1e6
+"""Floating point knows no full scale."""
+
 Pcm = NDArray[np.float32]
 _NOTHING: Pcm = np.zeros((0, CHANNELS), np.float32)
 
@@ -202,6 +205,12 @@ class Blocks:
             pcm = np.zeros((FRAME_SAMPLES, CHANNELS), np.float32)
             pcm[: len(self._held)] = self._held
             yield Block(self.position_at(self._first), pcm)
+
+
+def peak_db(pcm: Pcm) -> int:
+    """The loudest sample, in dB of full scale; -128 for zeros."""
+    peak = min(float(max(pcm.max(), -pcm.min())), _LOUDEST)
+    return max(round(20 * math.log10(peak)), -127) if peak > 0 else -128
 
 
 def silence(like: AudioFrame, samples: int) -> AudioFrame:

@@ -5,7 +5,7 @@ input is to be played (i32, big endian, parts per million), which may change at 
 
 Up (stdout): binary records, big endian,
 
-    u8 kind | u16 length_bytes | u32 item | u64 position_samples | body
+    u8 kind | u8 rendition | i8 level_db | u16 length_bytes | u32 item | u64 position_samples | body
 
 Both sides import this module, so it knows neither PyAV nor numpy.
 """
@@ -32,10 +32,12 @@ MAX_MESSAGE_CHARS = 2_000
 MAX_ORDER_BYTES = 64 * 1024
 """A longer order is refused."""
 
+SILENT_DB = -128
+"""Level of zeros."""
 RATE_AT_BYTES = MAX_ORDER_BYTES
 _RATE = struct.Struct(">i")
 _Body = TypeVar("_Body")
-_HEADER = struct.Struct(">BHIQ")
+_HEADER = struct.Struct(">BBbHIQ")
 HEADER_BYTES = _HEADER.size
 
 
@@ -104,24 +106,36 @@ class Header:
     """The fixed part of a record; `length_bytes` bytes of body follow it."""
 
     kind: Kind
+    rendition: int
+    level_db: int
     length_bytes: int
     item: int
     position_samples: int
 
 
-def pack(kind: Kind, body: bytes = b"", *, item: int = 0, position_samples: int = 0) -> bytes:
+def pack(
+    kind: Kind,
+    body: bytes = b"",
+    *,
+    rendition: int = 0,
+    level_db: int = SILENT_DB,
+    item: int = 0,
+    position_samples: int = 0,
+) -> bytes:
     """Build one record.
 
     Args:
         kind: what the body is.
         body: one Opus packet (FRAME), JSON (ERROR, OPENED), text (TITLE), digits (PLACE), or of END one byte where that
             is one for certain; at most `MAX_BODY_BYTES`.
+        rendition: of which the packet is, from 0; 8 bits.
+        level_db: peak of the frame before it was encoded, in dB of full scale.
         item: place in the playlist, from 0; 32 bits.
         position_samples: first sample of the frame within the item, at 48 kHz; 64 bits.
     Raises: ValueError: a value does not fit its field.
     """
     try:
-        return _HEADER.pack(kind, len(body), item, position_samples) + body
+        return _HEADER.pack(kind, rendition, level_db, len(body), item, position_samples) + body
     except struct.error as error:
         raise ValueError(
             f"record of {len(body)} bytes, item {item}, position {position_samples} does not fit: {error}"
@@ -154,12 +168,12 @@ def unpack_header(data: bytes) -> Header:
     """
     if len(data) != HEADER_BYTES:
         raise MalformedPacket(f"record header of {len(data)} bytes, not {HEADER_BYTES}")
-    kind, length_bytes, item, position_samples = _HEADER.unpack(data)
+    kind, rendition, level_db, length_bytes, item, position_samples = _HEADER.unpack(data)
     try:
         known = Kind(kind)
     except ValueError as error:
         raise MalformedPacket(f"record of unknown kind {kind}") from error
-    return Header(kind=known, length_bytes=length_bytes, item=item, position_samples=position_samples)
+    return Header(known, rendition, level_db, length_bytes, item, position_samples)
 
 
 def unpack_error(body: bytes) -> ErrorBody:

@@ -21,7 +21,7 @@ from shared.schema.records import BroadcastState, BroadcastStatus, SourceWant
 from shared.seal import Seal
 from worker.encode.feeder import Ended, Fed, Feeder, Opened, Stalled
 from worker.encode.publish import Publisher
-from worker.encode.records import ChildOrder
+from worker.encode.records import SILENT_DB, ChildOrder
 from worker.encode.resolve import is_web, resolve_source
 from worker.encode.source import EncodedFrame, SourceChild, Title
 from worker.encode.timeline import FRAME_SAMPLES, Slice, Timeline
@@ -31,6 +31,8 @@ _SEEK_TIMEOUT_S = 120.0
 _STATUS_EVERY_NS = 5 * NS_PER_S
 """While nothing comes, the silence that listeners hear is told so often."""
 _DELAY_TOLD_MS = 100
+_LEVEL_TOLD_DB = 3
+"""What changes less is not told."""
 
 _T = TypeVar("_T")
 
@@ -94,6 +96,7 @@ class SourceRun:
         recall: what was told last of this broadcast, by whomever.
     Attributes:
         title: what is on air, as the source says.
+        level_db: peak of what was published lately, in dB of full scale; None: nothing was.
     """
 
     def __init__(
@@ -108,6 +111,9 @@ class SourceRun:
     ) -> None:
         self.want = want
         self.title = ""
+        self.level_db: int | None = None
+        self._peak_db: int | None = None
+        """Since the level was looked at; None: nothing came."""
         self._timeline = Timeline(want.spec.source)
         self._publisher = publisher
         self._clock = clock
@@ -227,9 +233,14 @@ class SourceRun:
         self._tell(self, word)
 
     def _tell_figures(self) -> None:
-        """Tell how silence grows that listeners hear, and a delay that has become another one."""
-        delay_ms = self._timeline.delay_ms
-        if self._timeline.silent_from is not None or abs(delay_ms - self._told_delay_ms) >= _DELAY_TOLD_MS:
+        """Tell how silence grows that listeners hear, and a delay or a level that has become another one."""
+        delay_ms, peak_db, self._peak_db = self._timeline.delay_ms, self._peak_db, None
+        before_db = self.level_db if self.level_db is not None else SILENT_DB - _LEVEL_TOLD_DB
+        is_other_level = peak_db is not None and abs(peak_db - before_db) >= _LEVEL_TOLD_DB
+        if is_other_level:
+            self.level_db = peak_db
+        is_other_delay = abs(delay_ms - self._told_delay_ms) >= _DELAY_TOLD_MS
+        if self._timeline.silent_from is not None or is_other_delay or is_other_level:
             self._told_delay_ms = delay_ms
             self._tell(self, self._word._replace(is_event=False))
 
@@ -260,6 +271,7 @@ class SourceRun:
         timeline, nature, now_ns = self._timeline, feeder.nature, self._clock.now_ns()
         match came:
             case EncodedFrame() as frame:
+                self._peak_db = max(frame.level_db, SILENT_DB if self._peak_db is None else self._peak_db)
                 timeline.arrived(frame, now_ns, live=nature.live, certain=nature.certain, paced=nature.paced)
                 if feeder.child is not None:
                     feeder.child.set_rate(timeline.rate_ppm)

@@ -22,6 +22,7 @@ from shared.errors import ErrorCode, MalformedPacket, SourceError
 from shared.protocol.opus import check_frame
 from worker.encode.records import (
     HEADER_BYTES,
+    SILENT_DB,
     ChildOrder,
     Header,
     Kind,
@@ -55,11 +56,15 @@ class EncodedFrame:
         item: place in the playlist, from 0.
         position_samples: of the first sample encoded, within the item, at 48 kHz. Heard, it is later by the
             encoder's delay of a few milliseconds.
+        rendition: of which the packet is, from 0.
+        level_db: peak, in dB of full scale; -128: nothing but zeros.
     """
 
     packet: bytes
     item: int
     position_samples: int
+    rendition: int = 0
+    level_db: int = SILENT_DB
 
 
 class Title(NamedTuple):
@@ -280,7 +285,7 @@ def _read(header: Header, body: bytes) -> Told:
             return Place(int(body))
         case _:
             check_frame(body)
-            return EncodedFrame(body, header.item, header.position_samples)
+            return EncodedFrame(body, header.item, header.position_samples, header.rendition, header.level_db)
 
 
 class _PipeProtocol(asyncio.StreamReaderProtocol):
