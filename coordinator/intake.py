@@ -27,15 +27,15 @@ STATUS_KEPT_S = 24 * 3_600
 DEAD_KEPT = 1_000
 _READ_AT_ONCE = 100
 _DEAD_BODY_CHARS = 4_096
-_SECRETS = ("voice", "token", "session_id", "headers")
+_SECRETS = "voice|token|session|header|auth|cookie|passw|secret|credential"
+"""A field with one of these in its name holds what nobody may read, also where its name is wrong."""
+_SECRET_NAME = re.compile(f"(?i){_SECRETS}")
 _SECRET = re.compile(
-    rf"""((?:{"|".join(_SECRETS)})\\*["']?\s*[:=]\s*)"""  # the name, quoted in whatever way
+    rf"""(?i)((?:{_SECRETS})[\w-]{{0,40}}\\*["']?\s*[:=]\s*)"""  # the name, quoted in whatever way
     r"""(\\*"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|\{[^}]*\}?|\[[^\]]*\]?|[^\s,}\]]+)"""
 )
-_USER = re.compile(r"(?i)(https?:\\*/\\*/)[^/@\s\"'?#]+@")
-"""User and password of a URL."""
-_QUERY = re.compile(r"""(?i)(https?:\\*/\\*/[^\s"'?#]*)\?[^\s"'#]+""")
-"""It may be what lets one in, too."""
+_URL = re.compile(r"""(?i)([a-z][a-z0-9+.-]{0,15}:\\*/\\*/)([^"\n]*)""")
+"""To the end of the string or line: a password may hold anything."""
 
 
 class Intake:
@@ -144,12 +144,23 @@ def without_credentials(body: str) -> str:
 
 
 def _without_secrets(text: str) -> str:
-    return _QUERY.sub(r"\1?(removed)", _USER.sub(r"\1(removed)@", _SECRET.sub(r'\1"(removed)"', text)))
+    return _SECRET.sub(r'\1"(removed)"', _URL.sub(_bare_url, text))
+
+
+def _bare_url(match: re.Match[str]) -> str:
+    """Host and path, as far as they can be told from what lets one in; see `shared.urls`."""
+    begin, rest = match.groups()
+    authority, path, behind = re.fullmatch(r"([^/?#\\]*)([^?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    doubtful = path if "@" in authority else path + behind
+    if "@" in doubtful and ("@" in authority or ":" in authority):
+        return f"{begin}(removed)"
+    _, at, host = authority.rpartition("@")
+    return begin + ("(removed)@" if at else "") + host + path + ("?(removed)" if behind else "")
 
 
 def _bare(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: "(removed)" if name in _SECRETS else _bare(inner) for name, inner in value.items()}
+        return {name: "(removed)" if _SECRET_NAME.search(name) else _bare(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_bare(inner) for inner in value]
     return _without_secrets(value) if isinstance(value, str) else value

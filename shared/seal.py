@@ -13,7 +13,6 @@ import base64
 import binascii
 import os
 from typing import TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -21,12 +20,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from shared.errors import ErrorCode, SourceError, VoiceError
 from shared.schema.records import BroadcastSpec, SourceRecord, VoiceRecord, kept
+from shared.urls import shown
 
 _VOICE_MARK, _SOURCE_MARK = "sealed:", "sealed2:"
 _NONCE_BYTES = 12
 _VOICE = b"guildcast voice credentials"
 _SOURCE = b"guildcast source credentials of "
-_UNREADABLE = "http://(unreadable)/"
 _Secret = TypeVar("_Secret", bound=msgspec.Struct)
 
 
@@ -69,7 +68,7 @@ class Seal:
     def seal_source(self, spec: BroadcastSpec) -> BroadcastSpec:
         """Form in which a broadcast is stored: its source's URL shows host and path, and no headers."""
         source = spec.source
-        bare = without_secrets(source.url) if source.url is not None else None
+        bare = shown(source.url) if source.url is not None else None
         if self._aead is None or (bare == source.url and not source.headers):
             return spec
         secrets = _SourceSecrets(source.url, source.headers)
@@ -109,16 +108,3 @@ class Seal:
             return msgspec.json.decode(clear, type=kind)
         except (InvalidTag, binascii.Error, ValueError, msgspec.MsgspecError):
             return None
-
-
-def without_secrets(url: str) -> str:
-    """A URL with its host and path alone: user, password and query may be what lets one in. A path stays as it is."""
-    if "://" not in url:
-        return url
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return _UNREADABLE
-    if "@" in parts.path:  # a password with a slash in it
-        return _UNREADABLE
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

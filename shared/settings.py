@@ -171,7 +171,7 @@ class Settings(BaseSettings):
     seal_key: Annotated[
         SecretStr | None,
         AfterValidator(lambda value: value if value is None else _seal_key(value)),
-        Field(description="Key that seals voice credentials before they are stored: 32 bytes in base64."),
+        Field(description="Key that seals credentials before they are stored: 32 bytes in base64."),
     ] = None
     clock_error: Annotated[
         str,

@@ -83,6 +83,11 @@ def test_user_and_password_of_a_url_are_removed(scheme: str, end: str) -> None:
         {"url": "https://host/a", "headers": {"Authorization": "SECRET"}},
         {"url": "https://host/a?token=SECRET"},
         {"url": "https://host/a?SECRET", "volume": 1},
+        {"url": "https://host/a", "header": {"Authorization": "SECRET"}},
+        {"url": "https://host/a", "Cookie": "SECRET", "password": "SECRET", "auth": ["SECRET"]},
+        {"url": "rtsp://u:SECRET@host/a"},
+        {"url": "http://u:SE'SECRET@host/a"},
+        {"url": "http://u:SE SECRET@host/a"},
     ],
 )
 @pytest.mark.parametrize("cut", [0, 1])
@@ -92,6 +97,15 @@ def test_what_lets_one_into_a_source_is_removed(source: dict[str, Any], cut: int
     kept = without_credentials(body[: len(body) - cut])
     assert "SECRET" not in kept
     assert "host/a" in kept
+
+
+@pytest.mark.parametrize(
+    "url", ["http://u:p/SECRET@h", "http://u:p#SECRET@h", "icy://u:SECRET?@h", "http://h/?t=a'SECRET"]
+)
+def test_a_password_may_hold_anything(url: str) -> None:
+    """What cannot be told apart is removed."""
+    assert "SECRET" not in without_credentials(json.dumps({"source": {"url": url}}))
+    assert "SECRET" not in without_credentials(json.dumps({"source": {"url": url}})[:-1])
 
 
 def test_what_is_no_json_stays_readable() -> None:

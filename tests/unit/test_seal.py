@@ -115,13 +115,19 @@ WITH_SECRETS: list[tuple[BroadcastSpec, str]] = [
     (broadcast("HTTP://cret@host.example/a"), "http://host.example/a"),
     (broadcast("https://host.example/live?token=cret#cret"), "https://host.example/live"),
     (broadcast("https://host.example/live", HEADERS), "https://host.example/live"),
-    (broadcast("http://user:a/cret@host.example/"), "http://(unreadable)/"),
-    (broadcast("http://[cret/"), "http://(unreadable)/"),
+    (broadcast("http://user:a/cret@host.example/"), "http://(hidden)/"),
+    (broadcast("http://user:p#cret@host.example/"), "http://(hidden)/"),
+    (broadcast("http://cret:12#34@host.example/"), "http://(hidden)/"),
+    (broadcast("http://u:p?cret@host.example/"), "http://(hidden)/"),
+    (broadcast("http://u:p@ss/cret@host.example/"), "http://(hidden)/"),
+    (broadcast("HTTP:/user:cret@host.example/x"), "http://(hidden)/"),
+    (broadcast("user:cret@host.example/x"), "http://(hidden)/"),
+    (broadcast("http://[cret/"), "http://(hidden)/"),
     (broadcast("ftp://us:cret@host.example/a"), "ftp://host.example/a"),
 ]
 
 
-@pytest.mark.parametrize(("spec", "shown"), WITH_SECRETS, ids=[shown for _, shown in WITH_SECRETS])
+@pytest.mark.parametrize(("spec", "shown"), WITH_SECRETS, ids=[spec.source.url for spec, _ in WITH_SECRETS])
 def test_a_stored_source_shows_host_and_path(spec: BroadcastSpec, shown: str) -> None:
     """What may let somebody in is sealed, and is all there again for whoever has the key."""
     stored = Seal(KEY).seal_source(spec)
@@ -131,7 +137,7 @@ def test_a_stored_source_shows_host_and_path(spec: BroadcastSpec, shown: str) ->
     assert Seal(KEY).open_source(stored) == spec.source
 
 
-@pytest.mark.parametrize("url", ["https://host.example/live.mp3", "music/a?b@c.mp3", "file:///srv/a.mp3", None])
+@pytest.mark.parametrize("url", ["https://host.example/@user/live", "music/a?b@c.mp3", "file:///srv/a@b.mp3", None])
 def test_a_source_without_secrets_is_stored_as_it_is(url: str | None) -> None:
     """Nothing is sealed that anybody may read."""
     assert Seal(KEY).seal_source(broadcast(url)) == broadcast(url)
