@@ -32,21 +32,25 @@ class Play(NamedTuple):
     then: SourceError | None
     paced: int = 0
     live: bool = True
+    waits: bool = False
+    """Its child is ready for the next order then."""
+    stays: bool = False
+    """It cannot be got rid of."""
 
 
 class Child:
     def __init__(self, play: Play, start_samples: int) -> None:
-        self.complete = False
+        self.complete = self.closed = False
+        self.waits = play.waits
         self._play = play
         self._next_samples = start_samples
         self._left = play.frames
         self._opened = False
 
-    async def __aenter__(self) -> Child:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
+    async def close(self) -> None:
+        self.closed = True
+        if self._play.stays:
+            raise TimeoutError
 
     async def read(self) -> EncodedFrame | Looks | None:
         if self._play.frames and not self._opened:
@@ -70,13 +74,19 @@ class Script:
     def __init__(self, *plays: Play | Exception) -> None:
         self._plays = list(plays)
         self.opened: list[tuple[SourceKind, int]] = []
+        self.before: list[Child | None] = []
+        self.children: list[Child] = []
 
-    async def start(self, kind: SourceKind, start_samples: int, _: int | None) -> SourceChild:
+    async def open(
+        self, before: SourceChild | None, kind: SourceKind, start_samples: int, _: int | None
+    ) -> SourceChild:
+        self.before.append(cast("Child | None", before))
         self.opened.append((kind, start_samples))
         play = self._plays[min(len(self.opened), len(self._plays)) - 1]
         if isinstance(play, Exception):
             raise play
-        return cast(SourceChild, Child(play, start_samples))
+        self.children.append(Child(play, start_samples))
+        return cast(SourceChild, self.children[-1])
 
 
 class Hasty(Retries):
@@ -91,7 +101,7 @@ class Hasty(Retries):
 
 async def fed(script: Script, source: SourceRecord, count: int, *, is_local: bool = False) -> list[Fed]:
     """The first so many things that are fed, or all up to the end."""
-    feeder = Feeder(source, is_local=is_local, start_child=script.start, retries=Hasty())
+    feeder = Feeder(source, is_local=is_local, open_child=script.open, retries=Hasty())
     task = asyncio.create_task(feeder.run())
     found: list[Fed] = []
     try:
@@ -222,9 +232,11 @@ async def test_a_place_is_told_to_the_next_child_of_live_input_alone() -> None:
         places: list[int | None] = []
 
         class Placed(Script):
-            async def start(self, kind: SourceKind, start_samples: int, place: int | None) -> SourceChild:
+            async def open(
+                self, before: SourceChild | None, kind: SourceKind, start_samples: int, place: int | None
+            ) -> SourceChild:
                 places.append(place)  # noqa: B023
-                child = await super().start(kind, start_samples, place)
+                child = await super().open(before, kind, start_samples, place)
                 read, told = child.read, iter([Place(7)])
 
                 async def with_place() -> Told | None:
@@ -236,3 +248,19 @@ async def test_a_place_is_told_to_the_next_child_of_live_input_alone() -> None:
 
         await fed(Placed(Play(5, BROKEN, paced=5, live=live)), WEB, 14)
         assert places[:2] == [None, 7 if live else None]
+
+
+async def test_a_child_that_waits_gets_the_next_order() -> None:
+    """It is let go of at the end; one that does not wait, before the next one is started."""
+    script = Script(Play(0, AWAY, waits=True), Play(0, AWAY, waits=True), Play(0, AWAY), Play(5, FORBIDDEN, waits=True))
+    await fed(script, LIVE, 50)
+    first, second, third, last = script.children
+    assert script.before == [None, first, second, None]
+    assert [child.closed for child in (first, second, third, last)] == [False, False, True, True]
+
+
+async def test_a_child_that_cannot_be_got_rid_of_does_not_take_a_station_off_air() -> None:
+    """It is told like any other failure, and the station is opened again."""
+    found = await fed(Script(Play(0, AWAY, stays=True), Play(5, AWAY, paced=5)), LIVE, 5)
+    assert not any(isinstance(one, Ended) for one in found)
+    assert any(isinstance(one, EncodedFrame) for one in found)

@@ -12,8 +12,9 @@ import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -43,7 +44,7 @@ from tests.media.audio import (
 )
 from worker.encode import source
 from worker.encode.decode import decode
-from worker.encode.records import HEADER_BYTES, SILENT_DB, ChildOrder, Kind, pack, unpack_header
+from worker.encode.records import HEADER_BYTES, SILENT_DB, ChildOrder, Kind, Looks, pack, unpack_header
 from worker.encode.source import EncodedFrame, SourceChild, Told, child_environment
 
 FRAME_SAMPLES = 960
@@ -482,7 +483,7 @@ async def test_a_killed_child_is_told_by_its_signal() -> None:
     ("says", "match"),
     [
         (b"", "exit status 3"),
-        (b"\x09" + bytes(14), "no record"),
+        (b"\x09" + bytes(HEADER_BYTES - 1), "no record"),
         (pack(Kind.FRAME, SILENCE_FRAME)[:-1], "exit status 3"),
         (pack(Kind.FRAME, b""), "no frame"),
         (pack(Kind.FRAME, b"\x00" * 10), "no frame"),
@@ -502,6 +503,26 @@ async def test_a_child_that_talks_nonsense_is_broken(says: bytes, match: str, mo
             with pytest.raises(SourceError, match=match) as caught:
                 await child.read()
             assert caught.value.code is ErrorCode.SOURCE_BROKEN
+
+
+@pytest.mark.parametrize(("chunk_ms", "outcome"), [(0, "stalled"), (30_000, "played")])
+async def test_what_comes_in_long_chunks_is_waited_for_as_long(
+    chunk_ms: int, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child knows how long a pause may be; this side does not kill it before."""
+    looks = pack(Kind.OPENED, msgspec.json.encode(Looks(live=True, chunk_ms=chunk_ms)))
+    frame = pack(Kind.FRAME, SILENCE_FRAME)
+    program = f"import os, time; os.write(1, {looks + frame!r}); time.sleep(2); os.write(1, {frame!r}); time.sleep(60)"
+    monkeypatch.setattr(source, "CHILD_ARGUMENTS", ("-c", program))
+    async with await SourceChild.start(ChildOrder(url="/a"), frame_timeout_s=1, first_frame_timeout_s=30) as child:
+        assert isinstance(await child.read(), Looks)
+        assert isinstance(await child.read(), EncodedFrame)
+        try:
+            assert isinstance(await child.read(), EncodedFrame)
+            found = "played"
+        except SourceError as error:
+            found = error.code.removeprefix("source_")
+    assert found == outcome
 
 
 async def test_a_forbidden_source_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -589,22 +610,30 @@ def _wait_until_at_rest(pid: int) -> None:
     pytest.fail("the child never came to rest")
 
 
+@contextmanager
+def _running_child(order: bytes) -> Iterator[subprocess.Popen[bytes]]:
+    with tempfile.TemporaryFile() as file:
+        file.write(order + b"\n")
+        file.flush()
+        with subprocess.Popen(
+            [sys.executable, *source.CHILD_ARGUMENTS, str(os.getpid())],
+            stdin=file,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=child_environment(),
+            cwd="/",
+        ) as child:
+            try:
+                yield child
+            finally:
+                child.kill()
+
+
 def test_a_closed_reader_ends_the_child_quietly() -> None:
     """Without a reader there is nothing to do, and that is no error."""
-    order = msgspec.json.encode(ChildOrder(url=str(PROGRAMME), loop=True)) + b"\n"
-    with subprocess.Popen(
-        [sys.executable, *source.CHILD_ARGUMENTS, str(os.getpid())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=child_environment(),
-        cwd="/",
-    ) as child:
-        assert child.stdin
+    with _running_child(msgspec.json.encode(ChildOrder(url=str(PROGRAMME), loop=True))) as child:
         assert child.stdout
         assert child.stderr
-        child.stdin.write(order)
-        child.stdin.close()
         header = unpack_header(child.stdout.read(HEADER_BYTES))
         assert header.kind is Kind.OPENED
         child.stdout.close()
@@ -614,17 +643,58 @@ def test_a_closed_reader_ends_the_child_quietly() -> None:
 
 def test_an_unreadable_order_is_an_error_record() -> None:
     """Worker and child of two versions fail in words."""
-    done = subprocess.run(
-        [sys.executable, *source.CHILD_ARGUMENTS, str(os.getpid())],
-        input=b'{"url": "/a", "unknown": 1}\n',
-        capture_output=True,
-        env=child_environment(),
-        cwd="/",
-        timeout=PATIENCE_S,
-        check=True,
-    )
-    assert unpack_header(done.stdout[:HEADER_BYTES]).kind is Kind.ERROR
-    assert b"config_invalid" in done.stdout
+    with _running_child(b'{"url": "/a", "unknown": 1}') as child:
+        assert child.stdout
+        header = unpack_header(child.stdout.read(HEADER_BYTES))
+        assert header.kind is Kind.ERROR
+        assert b"config_invalid" in child.stdout.read(header.length_bytes)
+
+
+async def test_a_child_that_has_failed_or_ended_carries_out_the_next_order(tmp_path: Path) -> None:
+    """The same process: a station that is away is opened each second, and to start one costs far more than that."""
+    path = write_audio(tmp_path / "a.wav", np.full((9_600, 2), 0.5, np.float32))
+    async with await SourceChild.start(ChildOrder(url=str(tmp_path / "none.wav"))) as child:
+        pid = child.pid
+        for _ in range(3):
+            with pytest.raises(SourceError) as caught:
+                await child.read()
+            assert caught.value.code is ErrorCode.SOURCE_NOT_FOUND
+            assert child.waits
+            child.again(ChildOrder(url=str(tmp_path / "none.wav")))
+        with pytest.raises(SourceError):
+            await child.read()
+        for start in (0, 4_800):
+            child.set_rate(1_000)
+            child.again(ChildOrder(url=str(path), start_samples=start))
+            frames = [one for one in await _told(child) if isinstance(one, EncodedFrame)]
+            assert frames[0].position_samples == start
+            assert child.complete
+        assert child.pid == pid
+        assert _proc(pid, "stat")
+
+
+async def test_a_child_is_not_used_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What libraries leave behind goes with it."""
+    monkeypatch.setattr(source, "_MOST_ORDERS", 2)
+    async with await SourceChild.start(ChildOrder(url="/none")) as child:
+        for waits in (True, False):
+            with pytest.raises(SourceError):
+                await child.read()
+            assert child.waits is waits
+            if waits:
+                child.again(ChildOrder(url="/none"))
+
+
+async def test_a_child_that_died_while_it_waited_is_told() -> None:
+    """Whoever has another order for it starts another one."""
+    async with await SourceChild.start(ChildOrder(url="/none")) as child:
+        with pytest.raises(SourceError):
+            await child.read()
+        os.kill(child.pid, signal.SIGKILL)
+        await child._process.wait()
+        with pytest.raises(ProcessLookupError):
+            child.again(ChildOrder(url="/none"))
+        assert not child.waits
 
 
 def test_a_child_of_another_parent_refuses_to_start() -> None:

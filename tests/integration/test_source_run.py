@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,96 +15,27 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from shared.clock import NS_PER_S, NS_PER_US, CommonClock, LocalClock
+from shared.clock import NS_PER_S, NS_PER_US
 from shared.errors import ErrorCode
-from shared.schema.frame_entry import FIELD, TICK_US, Flags, FrameEntry, unpack
-from shared.schema.job import SourceKind
-from shared.schema.records import BroadcastSpec, BroadcastStatus, OpusRecord, SourceRecord, SourceWant
-from shared.seal import Seal
+from shared.schema.frame_entry import TICK_US, Flags, FrameEntry
+from shared.schema.records import BroadcastStatus, SourceWant
 from shared.store.client import Store
 from shared.store.keys import Keys
-from shared.store.time_sync import TimeSync, begin_time
 from tests.media.audio import PROGRAMME, decode_file, decode_opus, write_audio
+from tests.media.on_air import PATIENCE_S, Air, on_air
 from tests.media.radio import HangUp, Radio, find_marks
 from worker.encode.publish import Publisher
 from worker.encode.records import SILENT_DB
-from worker.encode.run import SourceRun, Word
+from worker.encode.run import SourceRun
 from worker.encode.source import SourceChild
 
-PATIENCE_S = 30.0
 _runs = iter(range(1_000, 1_000_000))
-
-
-class Air:
-    """Runs sources against a real Redis and remembers what they told."""
-
-    def __init__(self, store: Store, raw_store: Store, clock: CommonClock, media: Path) -> None:
-        self.store = store
-        self.raw = raw_store
-        self.clock = clock
-        self.media = media
-        self.told: list[tuple[str, str, str]] = []
-        self.words: list[Word] = []
-        self.before: BroadcastStatus | None = None
-        self.runs: list[SourceRun] = []
-
-    def want(
-        self,
-        url: str,
-        *,
-        run: int,
-        term: int,
-        loop: bool = False,
-        lead_ms: int | None = 30_000,
-        kind: SourceKind = "auto",
-    ) -> SourceWant:
-        source = SourceRecord(url=url, loop=loop, lead_ms=lead_ms, kind=kind)
-        spec = BroadcastSpec(broadcast="b", run=run, source=source, opus=OpusRecord())
-        return SourceWant(generation=term, term=term, spec=spec)
-
-    def start(self, want: SourceWant) -> SourceRun:
-        publisher = Publisher(self.raw, self.key(want), lead_ms=30_000)  # keeps all that a test looks at
-        run = SourceRun(want, publisher, self.clock, self.media, Seal(None), self._tell, self._recall)
-        self.runs.append(run)
-        return run
-
-    def key(self, want: SourceWant) -> str:
-        return f"air:frames:{{{want.spec.run}}}:main"
-
-    def _tell(self, _: SourceRun, word: Word) -> None:
-        self.words.append(word)
-        if word.is_event:
-            self.told.append((word.state, word.reason, str(word.error.code) if word.error else ""))
-
-    async def _recall(self) -> BroadcastStatus | None:
-        return self.before
-
-    async def entries(self, want: SourceWant) -> list[FrameEntry]:
-        found = await self.raw.command("XRANGE", self.key(want), "-", "+")
-        return [unpack(entry_id.decode(), fields[FIELD.encode()]) for entry_id, fields in found]
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while not condition():  # noqa: ASYNC110 - what is told wakes nobody here
-                await asyncio.sleep(0.02)
-
-    async def until_frames(self, want: SourceWant, count: int) -> list[FrameEntry]:
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                entries = await self.entries(want)
-                if sum(len(entry.packets) for entry in entries) >= count:
-                    return entries
-                await asyncio.sleep(0.02)
 
 
 @pytest.fixture
 async def air(store: Store, raw_store: Store, keys: Keys, tmp_path: Path) -> AsyncIterator[Air]:
-    clock = CommonClock(LocalClock())
-    await begin_time(store, keys)
-    await TimeSync(store, keys, clock).synchronise()
-    air = Air(store, raw_store, clock, tmp_path)
-    yield air
-    await asyncio.gather(*(run.close() for run in air.runs))
+    async with on_air(store, raw_store, keys, tmp_path) as air:
+        yield air
 
 
 def clip(folder: Path, seconds: float, name: str = "clip.wav") -> str:

@@ -215,8 +215,19 @@ def test_a_place_within_a_chain_is_found(clip: Clip, tmp_path: Path) -> None:
 @pytest.mark.parametrize("holes", [[(3, 5)], [(1.5, 1.9), (4, 8)]])
 def test_holes_are_kept_as_time(ending: str, codec: str, holes: list[tuple[float, float]], tmp_path: Path) -> None:
     """What a recorder left out is heard as the silence that it was, so that all else keeps its place."""
-    whole = write_audio(tmp_path / f"whole.{ending}", marks(0, 10 * RATE), codec=codec)
-    path = tmp_path / f"holes.{ending}"
+    path = _with_holes(tmp_path, ending, codec, holes)
+    pcm = heard(path)
+    assert len(pcm) == pytest.approx(10 * RATE, abs=0.1 * RATE)
+    expected = [k for k in range(1, 10) if not any(since - 0.2 <= k < until for since, until in holes)]
+    onsets = [round(at / RATE, 1) for at, _ in find_marks(pcm)]
+    assert seconds_of(pcm) == expected
+    assert onsets == pytest.approx(expected, abs=0.11)
+
+
+def _with_holes(folder: Path, ending: str, codec: str, holes: list[tuple[float, float]]) -> Path:
+    """Ten seconds of the programme in which nothing is stored for some."""
+    whole = write_audio(folder / f"whole.{ending}", marks(0, 10 * RATE), codec=codec)
+    path = folder / f"holes.{ending}"
     with av.open(str(whole)) as full, av.open(str(path), "w") as out:
         stream = full.streams.audio[0]
         copy = out.add_stream_from_template(stream)
@@ -229,12 +240,79 @@ def test_holes_are_kept_as_time(ending: str, codec: str, holes: list[tuple[float
             if not any(since <= at_s - begin < until for since, until in holes):
                 packet.stream = copy
                 out.mux(packet)
-    pcm = heard(path)
-    assert len(pcm) == pytest.approx(10 * RATE, abs=0.1 * RATE)
-    expected = [k for k in range(1, 10) if not any(since - 0.2 <= k < until for since, until in holes)]
-    onsets = [round(at / RATE, 1) for at, _ in find_marks(pcm)]
-    assert seconds_of(pcm) == expected
-    assert onsets == pytest.approx(expected, abs=0.11)
+    return path
+
+
+@pytest.mark.parametrize("start_s", [2, 4, 5, 7])
+@pytest.mark.parametrize(("ending", "codec"), [("webm", "libopus"), ("m4a", "aac"), ("ts", "aac"), ("flv", "aac")])
+def test_a_place_in_or_behind_a_hole_is_found(ending: str, codec: str, start_s: int, tmp_path: Path) -> None:
+    """An encoder that takes over goes on there, and not before it."""
+    path = _with_holes(tmp_path, ending, codec, [(3.0, 6.0)])
+    blocks = list(decode(str(path), start_samples=start_s * RATE))
+    assert blocks[0].position_samples >= start_s * RATE
+    assert np.all(np.diff([block.position_samples for block in blocks]) == FRAME_SAMPLES)
+    begin_s = blocks[0].position_samples / RATE
+    pcm = np.concatenate([block.pcm for block in blocks])
+    found = [(round(begin_s + at / RATE), second) for at, second in find_marks(pcm)]
+    assert found
+    assert [second for second, _ in found] == [second for _, second in found]
+    assert {second for _, second in found} >= {7, 8, 9} - {start_s}
+
+
+def test_a_place_behind_a_jump_of_time_stamps_is_found(clip: Clip, tmp_path: Path) -> None:
+    """Two MPEG-TS files in one begin to count anew; positions do not."""
+    path = tmp_path / "two.ts"
+    path.write_bytes(clip(0, "ts", "aac") + clip(CLIP_S, "ts", "aac"))
+    blocks = list(decode(str(path), start_samples=5 * RATE + 24_000))
+    assert blocks[0].position_samples == 5 * RATE + 24_000
+    assert seconds_of(np.concatenate([block.pcm for block in blocks])) == [6, 7]
+
+
+def test_a_chain_that_ends_as_it_begins_is_heard_whole(clip: Clip, tmp_path: Path) -> None:
+    """The same jingle first and last has the same serial twice."""
+    jingle, song = clip(0, "ogg", "libopus"), clip(CLIP_S, "ogg", "libopus", layout="mono")
+    (tmp_path / "a.ogg").write_bytes(jingle + song + jingle)
+    assert seconds_of(heard(tmp_path / "a.ogg"))[:8] == [1, 2, 3, 4, 5, 6, 7, 0]
+
+
+@pytest.mark.parametrize("codec", ["flac", "aac"])
+def test_a_cover_that_is_larger_than_what_is_looked_at_hides_nothing(codec: str, clip: Clip, tmp_path: Path) -> None:
+    """The name of a file says what it is, too."""
+    (tmp_path / f"a.{codec}").write_bytes(_id3v2(_picture(1_500_000)) + clip(0, codec, codec))
+    assert seconds_of(heard(tmp_path / f"a.{codec}")) == [1, 2, 3]
+
+
+def test_a_tag_at_the_end_tells_the_title(clip: Clip, tmp_path: Path) -> None:
+    """ID3v1, as old files have it; it is no sound."""
+    tag = b"TAG" + b"My Song".ljust(30, b"\0") + b"Me".ljust(30, b"\0") + bytes(65)
+    (tmp_path / "a.mp3").write_bytes(clip(0, "mp3", "libmp3lame") + tag)
+    titles = Titles()
+    pcm = np.concatenate([block.pcm for block in decode(str(tmp_path / "a.mp3"), hooks=titles)])
+    assert titles.told == ["Me - My Song"]
+    assert seconds_of(pcm) == [1, 2, 3]
+
+
+def test_a_file_that_grows_is_read_to_its_end(clip: Clip, tmp_path: Path) -> None:
+    """A recording may go on while it is played."""
+    path = tmp_path / "a.mp3"
+    path.write_bytes(clip(0, "mp3", "libmp3lame"))
+    blocks = decode(str(path))
+    first = next(blocks)
+    with path.open("ab") as file:
+        file.write(clip(CLIP_S, "mp3", "libmp3lame"))
+    pcm = np.concatenate([first.pcm, *(block.pcm for block in blocks)])
+    assert seconds_of(pcm) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_loop_of_minutes_at_a_low_rate_is_not_kept(tmp_path: Path) -> None:
+    """Few bytes there are many here."""
+    sound = resampled(marks(0, 12 * RATE), 8_000, "mono")
+    path = write_audio(tmp_path / "a.wav", sound, rate=8_000, layout="mono", codec="pcm_u8")
+    blocks = decode(str(path), loop=True)
+    some = [next(blocks) for _ in range(610)]
+    path.unlink()
+    with pytest.raises(SourceError):
+        some.extend(blocks)
 
 
 # padding

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from shared.errors import SourceError
 from worker.encode.ogg import is_chained, links
 
 BEGINS, ENDS = 0x02, 0x04
@@ -80,20 +81,34 @@ def test_what_is_not_read_of_a_link_is_left_out() -> None:
     assert begun == [link(1)[:20], link(2)[:20]]
 
 
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (link(1), False),
-        (link(1, 2_000), False),
-        (link(1, 4, 2), False),
-        (link(1) + link(2), True),
-        (link(1, 2_000) + link(2, 2_000), True),
-        (link(1) + link(2) + bytes(100), True),
-        (b"nothing", False),
-    ],
-)
-def test_a_chain_is_told_by_its_end(data: bytes, *, expected: bool) -> None:
+CHAINED: dict[str, tuple[bytes, bool, bool]] = {
+    "one": (link(1), False, False),
+    "a long one": (link(1, 2_000), False, False),
+    "of two streams": (link(1, 4, 2), False, False),
+    "two": (link(1) + link(2), True, True),
+    "two long ones": (link(1, 2_000) + link(2, 2_000), True, True),
+    "junk at the end": (link(1) + link(2) + bytes(100), True, True),
+    "the first one again": (link(1) + link(2) + link(1), True, False),
+    "nothing": (b"nothing", False, False),
+}
+
+
+@pytest.mark.parametrize(("data", "everywhere", "by_its_end"), CHAINED.values(), ids=CHAINED)
+def test_a_chain_is_told_by_all_of_it_or_by_its_end(data: bytes, *, everywhere: bool, by_its_end: bool) -> None:
     """The file stands at its beginning after that."""
-    file = io.BytesIO(data)
-    assert is_chained(file) is expected
-    assert file.tell() == 0
+    for expected, look_everywhere in ((everywhere, True), (by_its_end, False)):
+        file = io.BytesIO(data)
+        assert is_chained(file, look_everywhere=look_everywhere) is expected
+        assert file.tell() == 0
+
+
+def test_a_server_that_cannot_give_the_end_may_have_a_chain() -> None:
+    """Read from its beginning, either is heard."""
+
+    class NoEnd(io.BytesIO):
+        def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+            if offset > 0:
+                raise SourceError("no ranges")
+            return super().seek(offset, whence)
+
+    assert is_chained(NoEnd(link(1, 2_000)), look_everywhere=False)

@@ -55,6 +55,10 @@ class Answer(ABC):
         """
 
     @abstractmethod
+    def wait_longer(self) -> None:
+        """It has begun: what follows may take as long as sound may."""
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of it."""
 

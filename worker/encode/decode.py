@@ -104,7 +104,7 @@ def decode(
             if not begun:
                 begun = True
                 blocks.mark(resampler.next_input_at, position)
-                blocks.skip(start - position if first_pass else 0)
+                blocks.skip(max(0, start - position) if first_pass else 0)  # it may lie in a hole, or a jump
             blocks.add(resampler.push(frame, hooks.rate_ppm() if source.is_live else 0))
             yield from blocks.whole()
         if not loop or source.is_live:
@@ -143,7 +143,7 @@ def _one_pass(source: _Source, start_samples: int) -> Iterator[tuple[int, AudioF
             if source.is_live:
                 yield from counted(frames, start_samples)
             else:
-                yield from after(counted(frames), wanted, source.slowness())
+                yield from after(counted(frames), wanted, source.slowness(), start_samples)
             return
         with source.media(found) as media:
             if source.is_live:
@@ -154,10 +154,10 @@ def _one_pass(source: _Source, start_samples: int) -> Iterator[tuple[int, AudioF
                 yield from sought
                 return
             if not wanted or not media.seeks_exactly:
-                yield from media.frames_after(wanted, source.slowness())
+                yield from media.frames_after(wanted, source.slowness(), start_samples)
                 return
     with source.open() as found, source.media(found) as media:
-        yield from media.frames_after(wanted, source.slowness())
+        yield from media.frames_after(wanted, source.slowness(), start_samples)
 
 
 def _length_samples(source: _Source) -> int:

@@ -18,12 +18,15 @@ from shared.schema.frame_entry import TICK_US
 _TICK_NS = TICK_US * NS_PER_US
 LONGEST_DEPTH_NS = 30 * NS_PER_S
 _PAUSES_KEPT_NS = 120 * NS_PER_S
+_OUTAGE_NS = 12 * NS_PER_S
+"""A pause that is longer, and longer than one and a half of those that were told, is not how the input comes."""
 _MOST_MARGIN_NS = 500 * NS_PER_MS
 _SHRINKS_PPM = 1_000
 """A target that was deeper comes back by a millisecond a second."""
 _LOOK_NS = 5 * NS_PER_S
 _FIRST_LOOK_NS = 2 * NS_PER_S
 TOO_DEEP_NS = 800 * NS_PER_MS
+_CLEARLY_NS = 500 * NS_PER_MS
 _EXACT_NS = 20 * NS_PER_MS
 """What is no further off is left alone."""
 _PPM_PER_MS = 10
@@ -48,6 +51,10 @@ class Depth:
         self._pauses: deque[tuple[int, int]] = deque()
         """When a pause ended and how long it was: each longer than all that came after it."""
         self._arrived_ns: int | None = None
+        self._outage_ns = _OUTAGE_NS
+        self._too_deep_ns = TOO_DEEP_NS
+        self._seen_ns = 0
+        """The deepest moment of the last look."""
         self._looked_ns = 0
         self._look_for_ns = _FIRST_LOOK_NS
         self._deepest_ns: int | None = None
@@ -55,12 +62,15 @@ class Depth:
     def opened(self, now_ns: int, chunk_ns: int) -> None:
         """The input was opened anew; it is said to come in chunks of this length, 0 where nothing is said."""
         self._arrived_ns = None
+        self._outage_ns = max(_OUTAGE_NS, 3 * chunk_ns // 2)
+        # How old the newest chunk was when it was found is not known: a skip at the next one would be heard, it is not.
+        self._too_deep_ns = TOO_DEEP_NS + chunk_ns * 2 // 3
         if chunk_ns:
             self._paused(now_ns, chunk_ns)
 
     def noted(self, now_ns: int) -> None:
         """A frame arrived: note the pause before it."""
-        if self._arrived_ns is not None:
+        if self._arrived_ns is not None and now_ns - self._arrived_ns <= self._outage_ns:
             self._paused(now_ns, now_ns - self._arrived_ns)
         self._arrived_ns = now_ns
 
@@ -70,7 +80,7 @@ class Depth:
 
     def placed(self, now_ns: int) -> None:
         """What comes next is played at its target."""
-        self.rate_ppm = 0
+        self.rate_ppm = self._seen_ns = 0
         self._look(now_ns, _FIRST_LOOK_NS)
 
     def measured(self, now_ns: int, depth_ns: int, *, may_leave_out: bool) -> int:
@@ -78,17 +88,23 @@ class Depth:
         self._deepest_ns = depth_ns if self._deepest_ns is None else max(depth_ns, self._deepest_ns)
         if now_ns - self._looked_ns < self._look_for_ns:
             return 0
-        error_ns = self._deepest_ns - self.target_ns
+        self._seen_ns = self._deepest_ns
+        error_ns = self._seen_ns - self.target_ns
         longest_ns = self._pauses[0][1] if self._pauses else 0
         self._shrink(now_ns - self._looked_ns)
         self._look(now_ns, max(_LOOK_NS, 2 * longest_ns))
-        if error_ns > TOO_DEEP_NS and may_leave_out:
-            self.rate_ppm = 0
+        if error_ns > self._too_deep_ns and may_leave_out:
+            self.rate_ppm = self._seen_ns = 0
             return error_ns // _TICK_NS
         beyond_ms = max(0, abs(error_ns) - _EXACT_NS) / NS_PER_MS
         ppm = min(MOST_PPM, round(beyond_ms * _PPM_PER_MS))
         self.rate_ppm = ppm if error_ns > 0 else -ppm
         return 0
+
+    @property
+    def delay_ns(self) -> int:
+        """How late it is heard: as it shall be, or where it was seen to be clearly later, as that."""
+        return self._seen_ns if self._seen_ns - self.target_ns > _CLEARLY_NS else self.target_ns
 
     def _look(self, now_ns: int, for_ns: int) -> None:
         self._looked_ns, self._look_for_ns, self._deepest_ns = now_ns, for_ns, None

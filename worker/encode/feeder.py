@@ -1,6 +1,6 @@
 """Feeds one source: runs its child, and opens the source again when it fails, as long as that is right.
 
-    start_child ─▶ frames ─▶ queue        a failure ─▶ Stalled ─▶ (wait) ─▶ Opened ─▶ frames ...
+    open_child ─▶ frames ─▶ queue         a failure ─▶ Stalled ─▶ (wait) ─▶ Opened ─▶ frames ...
                                           the end of a file, or of its tries ─▶ Ended
 
 Live input is opened again for ever. What has never been open may be live, so it is, too, unless it is a local file or
@@ -29,8 +29,9 @@ _RECOVERED_FRAMES = 500
 """A file that was read for 10 s has its tries back; of live input any sound will do."""
 _QUEUE_FRAMES = 50
 
-StartChild = Callable[[SourceKind, int, int | None], Awaitable[SourceChild]]
-"""Opens the source as what it is taken for, from a position (samples at 48 kHz) on; of live input, from a place on."""
+OpenChild = Callable[[SourceChild | None, SourceKind, int, int | None], Awaitable[SourceChild]]
+"""Opens the source as what it is taken for, from a position (samples at 48 kHz) on; of live input, from a place on. By
+a child that waits, or by a new one."""
 
 
 class Opened(NamedTuple):
@@ -61,14 +62,14 @@ class Feeder:
     Args:
         source: what the job says of it.
         is_local: it is a file of this machine.
-        start_child: opens it.
+        open_child: opens it.
         start_samples: position to begin at.
         retries: when it is opened again.
     Attributes:
         fed: what comes, in order; None stands for nothing, put there by whoever waits.
         nature: what the source is taken for.
-        child: the one that runs.
-        opened: how many children were started.
+        child: the one that runs, or waits.
+        opened: how often it was opened.
     """
 
     def __init__(
@@ -76,14 +77,14 @@ class Feeder:
         source: SourceRecord,
         *,
         is_local: bool,
-        start_child: StartChild,
+        open_child: OpenChild,
         start_samples: int = 0,
         retries: Retries | None = None,
     ) -> None:
         self.fed: asyncio.Queue[Fed | None] = asyncio.Queue(_QUEUE_FRAMES)
         self.child: SourceChild | None = None
         self.opened = 0
-        self._start_child = start_child
+        self._open_child = open_child
         self._loops = source.loop
         self._next_samples = start_samples
         self._place: int | None = None
@@ -99,16 +100,20 @@ class Feeder:
         except Exception:  # noqa: BLE001 - told as the end of the source
             get_logger().exception("feeder.crashed")
             await self.fed.put(Ended(SourceError("internal error", code=ErrorCode.SOURCE_FAILED)))
+        finally:
+            await self._let_go()
 
     async def _open_once(self) -> Ended | None:
         """Feed one child to its end; wait until it is time for the next one, or say that there is none."""
         self._retries.opened(time.monotonic())
         try:
-            return await self._feed_child()
+            try:
+                return await self._feed_child()
+            finally:
+                if self.child is not None and not self.child.waits:
+                    await self._let_go()
         except (SourceError, OSError) as failure:  # OSError: no process or pipe to be had, or none to be got rid of
             error = failure if isinstance(failure, SourceError) else SourceError(f"encoding process: {failure}")
-        finally:
-            self.child = None
         if not error.retryable:
             return Ended(error)
         now_s = time.monotonic()
@@ -126,34 +131,38 @@ class Feeder:
         """
         self.opened += 1
         nature, frames, looks = self.nature, 0, Looks()
-        async with await self._start_child(
-            nature.kind, self._next_samples, self._place if nature.live else None
-        ) as self.child:
-            while True:
-                since_ns = time.monotonic_ns()
-                match await self.child.read():
-                    case None:
-                        break
-                    case Looks() as looks:
-                        nature.opened(live=looks.live, certain=looks.certain)
-                    case Place(number):
-                        self._place = number
-                    case Title() as title:
-                        await self.fed.put(title)
-                    case EncodedFrame() as frame:
-                        if frames:
-                            nature.arrived(time.monotonic_ns() - since_ns)
-                        else:
-                            await self.fed.put(Opened(looks))
-                        await self.fed.put(frame)
-                        self._next_samples = frame.position_samples + FRAME_SAMPLES
-                        frames += 1
-                        if nature.live or frames >= _RECOVERED_FRAMES:
-                            self._retries.recovered()
-            nature.ended(complete=self.child.complete)
+        place = self._place if nature.live else None
+        self.child = child = await self._open_child(self.child, nature.kind, self._next_samples, place)
+        while True:
+            since_ns = time.monotonic_ns()
+            match await child.read():
+                case None:
+                    break
+                case Looks() as looks:
+                    nature.opened(live=looks.live, certain=looks.certain)
+                case Place(number):
+                    self._place = number
+                case Title() as title:
+                    await self.fed.put(title)
+                case EncodedFrame() as frame:
+                    if frames:
+                        nature.arrived(time.monotonic_ns() - since_ns)
+                    else:
+                        await self.fed.put(Opened(looks))
+                    await self.fed.put(frame)
+                    self._next_samples = frame.position_samples + FRAME_SAMPLES
+                    frames += 1
+                    if nature.live or frames >= _RECOVERED_FRAMES:
+                        self._retries.recovered()
+        nature.ended(complete=child.complete)
         if nature.live:
             raise SourceError("the server ended the stream", code=ErrorCode.SOURCE_ENDED)
         if looks.live and self._loops:  # the child could not know that it is to begin again
             self._next_samples = 0
             return None
         return Ended(None)
+
+    async def _let_go(self) -> None:
+        child, self.child = self.child, None
+        if child is not None:
+            await child.close()

@@ -23,16 +23,17 @@ class FileAnswer(Answer):
         super().__init__(path, path)
         self._file = _opened(path)
         self.length = os.fstat(self._file.fileno()).st_size - first_byte
-        self.serves_ranges = True
+        self.serves_ranges = self.complete = True
         self._file.seek(first_byte)
 
     def read(self, most: int = READ_BYTES) -> bytes:
         try:
-            found = self._file.read(most)
+            return self._file.read(most)
         except OSError as error:
             raise SourceError(f"{self.shown} breaks off: {error.strerror}", code=ErrorCode.SOURCE_BROKEN) from error
-        self.complete = not found
-        return found
+
+    def wait_longer(self) -> None:
+        """Nobody waits for a file."""
 
     def close(self) -> None:
         self._file.close()

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from shared.errors import ErrorCode, SourceError
+from shared.urls import shown
 from worker.encode.answer import Answer, Getter
 from worker.encode.playlist import MOST_BYTES, Master, Media, Segment, parse_hls
-from worker.encode.web import shown
 
 _CHUNK_TARGETS = 1.5
 """A pause lasts for a segment, and half of one until that is noticed."""
@@ -34,50 +34,36 @@ _KEY_BYTES = 16
 
 
 class HlsStream:
-    """One media playlist and what it leads to.
+    """What a media playlist leads to, as bytes.
 
     Args:
         getter: is asked for everything.
         url: of the playlist.
         media: what it says now.
         after: begin behind the segment of this sequence where the stream still has it; None: it was never heard.
-        on_place: told of the sequence of each segment that was read whole.
+        on_place: told of the sequence of each segment that was read.
     """
 
     def __init__(
         self, getter: Getter, url: str, media: Media, *, after: int | None, on_place: Callable[[int], None]
     ) -> None:
         self._getter = getter
-        self._url = url
+        self._playlist = _Playlist(getter, url, media, after)
         self._on_place = on_place
-        self._media = media
-        self._loaded_s = time.monotonic()
-        self._new_s = self._loaded_s
-        self._waiting: deque[Segment] = deque()
-        self._newest = -1
         self._current: Answer | _Bytes | None = None
         self._segment: Segment | None = None
+        self._begun = False
+        """Something of the segment was read."""
         self._init = ""
         self._keys: dict[str, bytes] = {}
         self._is_seam = False
         """Before the segment that is open, or before one that was left out just before it."""
-        self._anew = 0
-        """How often in a row a playlist was far behind."""
         self._left_out = 0
         self._failure: SourceError | None = None
         """Of the segment left out last."""
         self._heard = False
-        self._begin(media, after)
-
-    @property
-    def chunk_ms(self) -> int:
-        """How long a pause may be."""
-        return 0 if self._media.ended else round(self._media.target_s * _CHUNK_TARGETS * 1_000)
-
-    @property
-    def burst_ms(self) -> int:
-        """How much there is to be had at once."""
-        return 0 if self._media.ended else round(sum(one.duration_s for one in self._waiting) * 1_000)
+        self.chunk_ms = self._playlist.chunk_ms
+        self.burst_ms = self._playlist.burst_ms
 
     def parts(self) -> Iterator[Part]:
         """What can be read in one piece each; of a live stream without end.
@@ -87,7 +73,7 @@ class HlsStream:
         while self._segment is not None or self._open_next():
             yield Part(self)
         if not self._heard:
-            raise self._failure or SourceError(f"{shown(self._url)} holds no sound", code=ErrorCode.SOURCE_EMPTY)
+            raise self._failure or SourceError("the HLS stream holds no sound", code=ErrorCode.SOURCE_EMPTY)
 
     def read(self, most: int, *, fresh: bool) -> bytes:
         """The next bytes of this part; nothing at its end.
@@ -103,20 +89,21 @@ class HlsStream:
             try:
                 found = self._current.read(most)
             except SourceError as error:
-                self._on_place(self._segment.sequence)  # its beginning was heard
+                if self._begun:
+                    self._on_place(self._segment.sequence)
                 self._leave_out(error, self._segment)
                 continue
             if found:
-                self._heard = True
+                self._heard = self._begun = True
                 return found
             self._on_place(self._segment.sequence)
-            self._current.close()
-            self._current = self._segment = None
+            self.close()
             self._left_out, self._is_seam = 0, False
 
     def close(self) -> None:
         if self._current is not None:
             self._current.close()
+        self._current = self._segment = None
 
     def _leave_out(self, failure: SourceError, segment: Segment) -> None:
         """What is left of this segment is not heard.
@@ -129,20 +116,18 @@ class HlsStream:
             raise failure
         if segment.init:
             self._is_seam, self._init = True, ""  # a container with a piece missing is begun anew
-        if self._current is not None:
-            self._current.close()
-        self._current = self._segment = None
+        self.close()
 
     def _open_next(self) -> bool:
         """Open the next segment; False when there is none, and never will be."""
         while self._current is None:
-            segment = self._next()
+            segment = self._playlist.next()
             if segment is None:
                 return False
             self._is_seam = self._is_seam or segment.seam
             try:
                 self._current = self._fetched(segment)
-                self._segment, self._init = segment, segment.init
+                self._segment, self._init, self._begun = segment, segment.init, False
             except SourceError as error:
                 if error.code is ErrorCode.SOURCE_ENCRYPTED:
                     raise
@@ -152,7 +137,7 @@ class HlsStream:
     def _fetched(self, segment: Segment) -> Answer | _Bytes:
         head = b""
         if segment.init and (segment.init != self._init or self._is_seam):
-            head = self._whole(segment.init, _MOST_INIT_BYTES)
+            head = _whole(self._getter, segment.init, _MOST_INIT_BYTES)
         answer = self._getter.get(segment.url, first_byte=segment.first_byte)
         if not (head or segment.key or segment.length):
             return answer
@@ -164,30 +149,49 @@ class HlsStream:
             body = self._decrypted(segment, body)
         return _Bytes(head + body)
 
-    def _whole(self, url: str, most: int) -> bytes:
-        answer = self._getter.get(url)
-        try:
-            return answer.read_all(most)
-        finally:
-            answer.close()
-
     def _decrypted(self, segment: Segment, body: bytes) -> bytes:
         key = self._keys.get(segment.key)
         if key is None:
             try:
-                key = self._whole(segment.key, 1_024)
+                key = _whole(self._getter, segment.key, 1_024)
             except SourceError as error:
                 message = f"the HLS stream is encrypted, and its key cannot be had: {error.message}"
                 raise SourceError(message, code=ErrorCode.SOURCE_ENCRYPTED) from error
             self._keys = {segment.key: key}
-        if len(key) != _KEY_BYTES or len(body) % _KEY_BYTES:
+        if len(body) % _KEY_BYTES:
+            raise SourceError("an HLS segment breaks off", code=ErrorCode.SOURCE_BROKEN)
+        if len(key) != _KEY_BYTES:
             raise SourceError("the HLS stream is encrypted, and its key is none", code=ErrorCode.SOURCE_ENCRYPTED)
         iv = segment.iv if segment.iv is not None else segment.sequence.to_bytes(_KEY_BYTES, "big")
         opener = Cipher(algorithms.AES(key), modes.CBC(iv)).decryptor()
         clear = opener.update(body) + opener.finalize()
         return clear[: -clear[-1]] if clear and 1 <= clear[-1] <= _KEY_BYTES else clear
 
-    # the playlist
+
+class _Playlist:
+    """The segments of a media playlist in their order; a live one is read again and again."""
+
+    def __init__(self, getter: Getter, url: str, media: Media, after: int | None) -> None:
+        self._getter = getter
+        self._url = url
+        self._media = media
+        self._loaded_s = time.monotonic()
+        self._new_s = self._loaded_s
+        self._waiting: deque[Segment] = deque()
+        self._newest = -1
+        self._anew = 0
+        """How often in a row a playlist was far behind."""
+        self._begin(media, after)
+
+    @property
+    def chunk_ms(self) -> int:
+        """How long a pause may be."""
+        return 0 if self._media.ended else round(self._media.target_s * _CHUNK_TARGETS * 1_000)
+
+    @property
+    def burst_ms(self) -> int:
+        """How much there is to be had at once."""
+        return 0 if self._media.ended else round(sum(one.duration_s for one in self._waiting) * 1_000)
 
     def _begin(self, media: Media, after: int | None) -> None:
         segments = list(unheard(media, after))
@@ -206,7 +210,11 @@ class HlsStream:
             found_s += segments[-count].duration_s
         return segments[len(segments) - count :]
 
-    def _next(self) -> Segment | None:
+    def next(self) -> Segment | None:
+        """The next segment, waited for where there is none yet; None at the end.
+
+        Raises: SourceError: for long nothing new.
+        """
         while not self._waiting:
             if self._media.ended:
                 return None
@@ -223,7 +231,7 @@ class HlsStream:
         self._loaded_s = time.monotonic()
         failure: SourceError | None = None
         try:
-            told = parse_hls(self._whole(self._url, MOST_BYTES).decode("utf-8", "replace"), self._url)
+            told = parse_hls(_whole(self._getter, self._url, MOST_BYTES).decode("utf-8", "replace"), self._url)
             if isinstance(told, Master):
                 raise SourceError(f"{shown(self._url)} is another playlist now", code=ErrorCode.SOURCE_BROKEN)
             self._media = told
@@ -248,6 +256,14 @@ class HlsStream:
         self._waiting.extend(fresh)
         if fresh:
             self._newest = fresh[-1].sequence
+
+
+def _whole(getter: Getter, url: str, most: int) -> bytes:
+    answer = getter.get(url)
+    try:
+        return answer.read_all(most)
+    finally:
+        answer.close()
 
 
 def _counts_anew(media: Media, after: int) -> bool:

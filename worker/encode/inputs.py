@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from shared.errors import ErrorCode, SourceError
 from shared.schema.job import SourceKind
+from shared.urls import shown
 from worker.encode.answer import Answer, Getter, Readable
 from worker.encode.files import Files
 from worker.encode.hls import HlsStream, unheard
@@ -25,12 +26,14 @@ from worker.encode.mpeg import Frames, begins_with_frames
 from worker.encode.ogg import CAPTURE, is_chained, links
 from worker.encode.playlist import MOST_BYTES, Master, Media, parse_hls, parse_list, sniff
 from worker.encode.resolve import is_web
-from worker.encode.web import Web, shown
+from worker.encode.web import Web
 
 _DEEPEST = 4
 """Lists may name lists."""
 _MOST_TRIED = 10
 """Of the entries of a list."""
+_HASTY_S = 3.0
+"""Where there is another entry, one that does not answer is not waited for: all of them have half a minute."""
 _HEAD_BYTES = 1_024
 _FORWARD_BYTES = 256 * 1024
 """A place that is so near is read up to instead of asked for."""
@@ -104,17 +107,20 @@ class _Opener:
     after: int | None
     on_place: Callable[[int], None]
 
-    def open(self, url: str, depth: int = 0) -> _Opened:
-        """Open a URL, or what the playlist behind it names.
+    def open(self, url: str, depth: int = 0, named_by: str = "") -> _Opened:
+        """Open a URL, or what the playlist behind it names; what is named from the web is on the web.
 
         Raises: SourceError.
         """
+        if is_web(named_by) and not is_web(url):
+            raise SourceError(f"{shown(named_by)} leads away from the web", code=ErrorCode.SOURCE_UNREACHABLE)
         if depth > _DEEPEST:
             raise SourceError(f"{shown(url)}: lists that name lists, and no end of it", code=ErrorCode.SOURCE_NOT_AUDIO)
         getter: Getter = self.web if is_web(url) else self.files
         answer = getter.get(url)
         try:
             head = _head_of(answer)
+            answer.wait_longer()
             playlist = sniff(head, answer.content_type, answer.url)
             if playlist is None:
                 _refuse_what_is_no_sound(answer, head)
@@ -128,20 +134,24 @@ class _Opener:
             return self._first_of(parse_list(text, answer.url), answer.url, depth)
         told = parse_hls(text, answer.url)
         if isinstance(told, Master):
-            return self.open(told.url, depth + 1)
+            return self.open(told.url, depth + 1, answer.url)
         return self._hls(getter, answer.url, told)
 
     def _first_of(self, urls: list[str], named_by: str, depth: int) -> _Opened:
         """The first entry of a list that opens: the others are the same station elsewhere."""
         failure = SourceError(f"{shown(named_by)} is a list that names nothing", code=ErrorCode.SOURCE_NOT_AUDIO)
-        if is_web(named_by):
-            urls = [url for url in urls if is_web(url)]
-        for url in urls[:_MOST_TRIED]:
-            try:
-                return self.open(url, depth + 1)
-            except SourceError as error:
-                failure = error
-        raise failure
+        patience_s = self.web.answers_within_s
+        if len(urls) > 1:
+            self.web.answers_within_s = min(patience_s, _HASTY_S)
+        try:
+            for url in urls[:_MOST_TRIED]:
+                try:
+                    return self.open(url, depth + 1, named_by)
+                except SourceError as error:
+                    failure = error
+            raise failure
+        finally:
+            self.web.answers_within_s = patience_s
 
     def _hls(self, getter: Getter, url: str, told: Media) -> _Opened:
         if not told.segments and told.ended:
@@ -165,11 +175,12 @@ class _Opener:
 
     def _sound(self, body: _Body, answer: Answer, head: bytes) -> _Opened:
         """How it looks: a station says so, and what has no length is no file on a disk."""
+        is_local = not is_web(answer.url)
         looks_live = answer.is_station or answer.length is None
         certain = answer.is_station or (answer.length is not None and answer.serves_ranges)
-        live = looks_live if self.kind == "auto" or not is_web(answer.url) else self.kind == "live"
-        is_chain = head.startswith(CAPTURE) and (not body.seekable() or is_chained(body))
-        part: Readable = Frames(body) if begins_with_frames(head, answer.content_type) else body
+        live = looks_live if self.kind == "auto" or is_local else self.kind == "live"
+        is_chain = head.startswith(CAPTURE) and (not body.seekable() or is_chained(body, look_everywhere=is_local))
+        part: Readable = Frames(body, looks_back=is_local) if begins_with_frames(head, answer.content_type) else body
         found = Input(
             parts=links(body) if is_chain else iter([part]),
             shown=answer.shown,
@@ -225,6 +236,7 @@ class _Body:
         self._answer = answer
         self._head = head
         self._length = answer.length
+        self._is_web = is_web(answer.url)
         self._seekable = answer.serves_ranges and answer.length is not None and not answer.is_station
         self._at = 0
         """Where the next read begins."""
@@ -239,8 +251,8 @@ class _Body:
     def read(self, most: int, /) -> bytes:
         if self._over and not self._seekable:
             return b""
-        if self._seekable and self._at >= (self._length or 0):
-            return b""
+        if self._seekable and self._at >= (self._length or 0) and self._is_web:
+            return b""  # of a file that is here, more may have come
         if self._at != self._answer_at:
             self._go_there()
         if self._head:

@@ -50,18 +50,22 @@ _FINDS_FRAMES = frozenset({"aac", "ac3", "dts", "eac3", "mp3", "truehd"})
 
 
 class Reader:
-    """Hands on what FFmpeg reads, and remembers why that failed: FFmpeg may take it for the end."""
+    """Hands on what FFmpeg reads. For FFmpeg a failure is the end; here it is remembered which one it was."""
 
-    def __init__(self, part: Readable) -> None:
+    def __init__(self, part: Readable, name: str) -> None:
         self._part = part
+        self.name = name
+        """FFmpeg knows some files by it."""
         self.failure: SourceError | None = None
 
     def read(self, most: int) -> bytes:
+        if self.failure is not None:
+            return b""
         try:
             return self._part.read(most)
         except SourceError as error:
             self.failure = error
-            raise
+            return b""
 
     def seekable(self) -> bool:
         return isinstance(self._part, Seekable) and self._part.seekable()
@@ -84,7 +88,7 @@ def open_media(part: Readable, shown: str, *, trickles: bool = False) -> Iterato
     Args: trickles: it may come no faster than it is heard.
     Raises: SourceError.
     """
-    reader = Reader(part)
+    reader = Reader(part, shown if shown.startswith("/") else "")
     options = {"protocol_whitelist": "none"} | (_TRICKLING if trickles else {})
     try:
         container = av.open(reader, options=options, metadata_errors="replace")
@@ -99,6 +103,8 @@ def open_media(part: Readable, shown: str, *, trickles: bool = False) -> Iterato
         stream = container.streams.best("audio") or next(iter(container.streams.audio), None)
         # Without a decoder PyAV leaves the context out, whatever its annotations say.
         if not isinstance(stream, AudioStream) or getattr(stream, "codec_context", None) is None:
+            if reader.failure is not None:
+                raise reader.failure
             raise SourceError(f"{shown} holds no audio that can be decoded", code=ErrorCode.SOURCE_NOT_AUDIO)
         stream.codec_context.thread_count = 1
         yield Media(shown, container, stream, reader)
@@ -138,21 +144,24 @@ class Media:
         """
         return self._sound(self._packets(), from_beginning=True)
 
-    def frames_after(self, wanted_samples: int, enough: Callable[[float], bool]) -> Iterator[tuple[int, AudioFrame]]:
+    def frames_after(
+        self, wanted_samples: int, enough: Callable[[float], bool], otherwise_samples: int
+    ) -> Iterator[tuple[int, AudioFrame]]:
         """Read from the beginning and yield, with their positions at 48 kHz, the frames that end after a place.
 
-        Where time stamps are true to the sample, what comes before is not even decoded.
+        Where FFmpeg counts the time stamps itself, what comes before is not even decoded; those that were written may
+        jump.
 
         Args:
             wanted_samples: the place, at 48 kHz.
             enough: told how many seconds were left out, whether no more shall be; what comes then is yielded as if it
-                stood at the place.
+                stood at `otherwise_samples`.
         """
         packets = self._packets()
         frames = self._sound(packets, from_beginning=True)
         first = next(frames)
-        if not wanted_samples or not self._fine_ticks or first.pts is None:
-            yield from after(counted(chain([first], frames)), wanted_samples, enough)
+        if not wanted_samples or not self._fine_ticks or self._has_true_time or first.pts is None:
+            yield from after(counted(chain([first], frames)), wanted_samples, enough, otherwise_samples)
             return
         begin_s, wanted_s = _time_s(first), Fraction(wanted_samples, SAMPLE_RATE)
         for packet in packets:
@@ -162,7 +171,7 @@ class Media:
             if (gave_up := enough(float(skipped_s))) or skipped_s >= wanted_s:
                 self._stream.codec_context.flush_buffers()
                 rest = self._sound(packets)
-                yield from counted(rest, wanted_samples) if gave_up else self._placed(rest, begin_s)
+                yield from counted(rest, otherwise_samples) if gave_up else self._placed(rest, begin_s)
                 return
 
     def seek(self, wanted_samples: int) -> Iterator[tuple[int, AudioFrame]] | None:
@@ -264,7 +273,7 @@ class Media:
         """Silence where time stamps say that there is a hole."""
         gaps = Gaps(_MOST_GAP_S if self._reader.seekable() else _MOST_LIVE_GAP_S)
         for frame in frames:
-            begins_s = None if frame.pts is None else float(_time_s(frame))
+            begins_s = None if frame.pts is None or frame.time_base is None else frame.pts * float(frame.time_base)
             missing = round(gaps.before(begins_s, frame.samples / frame.sample_rate) * frame.sample_rate)
             while missing > 0:
                 piece = min(missing, _FILL_SAMPLES)
@@ -275,21 +284,24 @@ class Media:
 
 def counted(frames: Iterable[AudioFrame], position_samples: int = 0) -> Iterator[tuple[int, AudioFrame]]:
     """Each frame with its position at 48 kHz, by counting."""
-    position = Fraction(position_samples)
+    position = float(position_samples)  # exact for 48 kHz, and to a thousandth of a sample for years of any other rate
     for frame in frames:
         yield round(position), frame
-        position += length_of(frame)
+        position += frame.samples * SAMPLE_RATE / frame.sample_rate
 
 
 def after(
-    placed: Iterator[tuple[int, AudioFrame]], wanted_samples: int, enough: Callable[[float], bool]
+    placed: Iterator[tuple[int, AudioFrame]],
+    wanted_samples: int,
+    enough: Callable[[float], bool],
+    otherwise_samples: int,
 ) -> Iterator[tuple[int, AudioFrame]]:
     """Frames that end after a place; see `Media.frames_after`."""
     for position, frame in placed:
         if not wanted_samples or position + length_of(frame) >= wanted_samples:
             yield position, frame
         elif enough(position / SAMPLE_RATE):
-            yield from counted((each for _, each in placed), wanted_samples)
+            yield from counted((each for _, each in placed), otherwise_samples)
 
 
 def length_of(frame: AudioFrame) -> Fraction:

@@ -19,10 +19,12 @@ TAG = b"ID3"
 _OTHERS = (b"OggS", b"fLaC", b"RIFF", b"FORM", b"FLV", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75")
 _TS_BYTES, _TS_SYNC = 188, 0x47
 _TAG_HEADER_BYTES = 10
+_LAST_TAG_BYTES = 128
+"""Of ID3v1, at the end."""
 _HEADER_BYTES = 6
 """All of an ADTS header that says something about its length; MPEG's is shorter."""
 _IN_A_ROW = 3
-_LOOK_BYTES = 512 * 1024
+_LOOK_BYTES = 128 * 1024
 """Where no frames begin within so much, it is something else: a station may be joined in the middle of a picture."""
 _READ_BYTES = 16 * 1024
 
@@ -58,10 +60,13 @@ class Frames:
     """A file for FFmpeg: a tag that stands before all, and then frames.
 
     Where there are no frames to be found at its beginning, it is handed on as it is.
+
+    Args: looks_back: FFmpeg may go to its end and back, to look for a tag there.
     """
 
-    def __init__(self, file: Readable) -> None:
+    def __init__(self, file: Readable, *, looks_back: bool = False) -> None:
         self._file = file
+        self._looks_back = looks_back
         self._held = bytearray()
         """Not judged yet."""
         self._ready = bytearray()
@@ -72,7 +77,7 @@ class Frames:
         """Of the last frame."""
         self._searched_bytes = 0
         """Of what is held, in which no frames begin."""
-        self._over = False
+        self._over = self._is_other = False
         self._at = 0
         self._size = 0
         if isinstance(file, Seekable) and file.seekable():
@@ -101,17 +106,24 @@ class Frames:
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place of the file below: FFmpeg looks for a tag at its end, and comes back to its first frame."""
+        """Go to a place of the file below: FFmpeg looks for a tag at its end, and comes back to its first frame.
+
+        Returns: where it is; negative: it does not go there.
+        """
         assert isinstance(self._file, Seekable)
         if whence == io.SEEK_END:
-            return self._size
+            return self._size + offset  # asked for the size alone
         offset += self._at if whence == io.SEEK_CUR else 0
+        if offset > self._at and not self._looks_back:
+            return -1
         if offset != self._at:
             self._at = self._file.seek(offset)
             self._held.clear()
             self._ready.clear()
             self._searched_bytes, self._over = 0, False
-            if self._state != "other":
+            if offset == self._size - _LAST_TAG_BYTES:
+                self._state = "other"
+            elif not self._is_other:
                 self._state = "lost" if offset else "beginning"
         return self._at
 
@@ -129,6 +141,7 @@ class Frames:
                     self._state = "tag" if self._tag_bytes else "looking"
                 case "looking":
                     self._find_row("other" if len(self._held) >= _LOOK_BYTES or self._over else "looking")
+                    self._is_other = self._state == "other"
                 case "within":
                     self._take_row()
                 case "lost":
@@ -144,7 +157,8 @@ class Frames:
     def _take_row(self) -> None:
         """Take the frames that another one follows, and the last one unless the next row begins within it."""
         end = 0
-        while (header := _read(self._held, end)) is not None and header.kind == self._kind:
+        header = _read(self._held, end)
+        while header is not None and header.kind == self._kind:
             after = end + header.length_bytes
             if after + _HEADER_BYTES > len(self._held):
                 self._take(after if self._over and after <= len(self._held) else end)
@@ -157,7 +171,7 @@ class Frames:
                     return
                 end = after if at >= after else end
                 break
-            end = after
+            end, header = after, following
         self._take(end)
         if len(self._held) >= _HEADER_BYTES or self._over:
             self._state = "lost"

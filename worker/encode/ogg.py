@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
+from shared.errors import SourceError
 from worker.encode.answer import Readable, Seekable
 
 CAPTURE = b"OggS"
@@ -45,11 +47,24 @@ def links(file: Readable) -> Iterator[Link]:
         link.skip()
 
 
-def is_chained(file: Seekable) -> bool:
-    """Whether a file ends with another link than it begins with; it is read from its beginning after that.
+def is_chained(file: Seekable, *, look_everywhere: bool) -> bool:
+    """Whether a file has more than one link; it is read from its beginning after that.
 
-    Raises: SourceError: as reading does.
+    Args: look_everywhere: read all of it, where that costs little; else its end is looked at, and a server that cannot
+        give it may have a chain.
     """
+    if look_everywhere:
+        found = sum(1 for _ in islice(links(file), 2)) > 1
+    else:
+        try:
+            found = _ends_otherwise(file)
+        except SourceError:
+            found = True
+    file.seek(0)
+    return found
+
+
+def _ends_otherwise(file: Seekable) -> bool:
     pages, first = _Pages(file), set[bytes]()
     while (page := pages.next()) is not None and page.begins:
         first.add(page.serial)
@@ -60,7 +75,6 @@ def is_chained(file: Seekable) -> bool:
     while (page := pages.next()) is not None:
         last = page.serial
         pages.take()
-    file.seek(0)
     return bool(first) and bool(last) and last not in first
 
 

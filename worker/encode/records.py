@@ -1,7 +1,8 @@
 """What is said between an encode worker and the child that encodes one source.
 
 Down (stdin, a file in memory): one line of JSON, a `ChildOrder`; behind it, at `RATE_AT_BYTES`, by how much faster live
-input is to be played (i32, big endian, parts per million), which may change at any time.
+input is to be played (i32, big endian, parts per million), which may change at any time. `NEXT_ORDER` is sent when
+another order stands there, after END or ERROR.
 
 Up (stdout): binary records, big endian,
 
@@ -13,6 +14,7 @@ Both sides import this module, so it knows neither PyAV nor numpy.
 from __future__ import annotations
 
 import os
+import signal
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -32,6 +34,7 @@ MAX_MESSAGE_CHARS = 2_000
 MAX_ORDER_BYTES = 64 * 1024
 """A longer order is refused."""
 
+NEXT_ORDER = signal.SIGUSR1
 SILENT_DB = -128
 """Level of zeros."""
 RATE_AT_BYTES = MAX_ORDER_BYTES
@@ -147,6 +150,20 @@ def pack_error(code: str, message: str) -> bytes:
     # FFmpeg's words may hold bytes of the source: keep only what is valid UTF-8.
     text = message[:MAX_MESSAGE_CHARS].encode("utf-8", "replace").decode("utf-8")
     return pack(Kind.ERROR, msgspec.json.encode(ErrorBody(code=code, message=text)))
+
+
+def write_order(order_fd: int, order: ChildOrder) -> None:
+    """Put an order where the child reads it, and no rate."""
+    os.ftruncate(order_fd, 0)
+    os.pwrite(order_fd, msgspec.json.encode(order) + b"\n", 0)
+
+
+def read_order(order_fd: int) -> ChildOrder:
+    """The order that stands there.
+
+    Raises: msgspec.MsgspecError: it is none.
+    """
+    return msgspec.json.decode(os.pread(order_fd, MAX_ORDER_BYTES, 0).partition(b"\n")[0], type=ChildOrder)
 
 
 def write_rate(order_fd: int, rate_ppm: int) -> None:

@@ -191,7 +191,7 @@ class SourceRun:
         self._feeder = Feeder(
             source,
             is_local=not is_web(source.url or ""),
-            start_child=self._start_child,
+            open_child=self._open_child,
             start_samples=self._timeline.position_samples,
         )
         feeding = asyncio.create_task(self._feeder.run(), name=f"feeder {self.want.spec.broadcast}")
@@ -201,21 +201,25 @@ class SourceRun:
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
 
-    async def _start_child(self, kind: SourceKind, start_samples: int, place: int | None) -> SourceChild:
+    async def _open_child(
+        self, child: SourceChild | None, kind: SourceKind, start_samples: int, place: int | None
+    ) -> SourceChild:
         source = self._seal.open_source(self.want.spec)
-        return await SourceChild.start(
-            ChildOrder(
-                url=resolve_source(source.url or "", self._media_dir),
-                kind=kind,
-                loop=source.loop,
-                start_samples=start_samples,
-                opus=self.want.spec.opus,
-                place=place,
-                folder=str(self._media_dir or ""),
-                headers=source.headers,
-            ),
-            first_frame_timeout_s=_SEEK_TIMEOUT_S if start_samples and kind != "live" else None,
+        order = ChildOrder(
+            url=resolve_source(source.url or "", self._media_dir),
+            kind=kind,
+            loop=source.loop,
+            start_samples=start_samples,
+            opus=self.want.spec.opus,
+            place=place,
+            folder=str(self._media_dir or ""),
+            headers=source.headers,
         )
+        first_frame_timeout_s = _SEEK_TIMEOUT_S if start_samples and kind != "live" else None
+        if child is None:
+            return await SourceChild.start(order, first_frame_timeout_s=first_frame_timeout_s)
+        child.again(order, first_frame_timeout_s=first_frame_timeout_s)
+        return child
 
     # what is told
 

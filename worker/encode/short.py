@@ -11,7 +11,8 @@ from av.audio.frame import AudioFrame
 from worker.encode.pcm import joined, kind_of, size_of
 
 _MOST_BYTES = 4 * 1024 * 1024
-"""Twenty seconds of CD sound."""
+_MOST_S = 10.0
+"""Of any sound: at 48 kHz it takes as much, however little it was before."""
 _LEAST_S = 1.0
 """Frames that are much shorter than that would cost more than their sound."""
 
@@ -22,7 +23,7 @@ class ShortPass:
     def __init__(self) -> None:
         self._frames: list[AudioFrame] | None = []
         """None: it is not short."""
-        self._bytes = 0
+        self._bytes, self._seconds = 0, 0.0
 
     def add(self, frame: AudioFrame) -> None:
         """The next frame of the pass."""
@@ -30,7 +31,8 @@ class ShortPass:
             return
         self._frames.append(frame)
         self._bytes += size_of(frame)
-        if self._bytes > _MOST_BYTES:
+        self._seconds += frame.samples / frame.sample_rate
+        if self._bytes > _MOST_BYTES or self._seconds > _MOST_S:
             self._frames = None
 
     def repeated(self) -> Iterator[tuple[AudioFrame, list[int]]] | None:

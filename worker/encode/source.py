@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
-import msgspec
-
 from shared.errors import ErrorCode, MalformedPacket, SourceError
 from shared.protocol.opus import check_frame
 from worker.encode.records import (
     HEADER_BYTES,
+    NEXT_ORDER,
     SILENT_DB,
     ChildOrder,
     Header,
@@ -30,6 +29,7 @@ from worker.encode.records import (
     unpack_error,
     unpack_header,
     unpack_looks,
+    write_order,
     write_rate,
 )
 
@@ -38,6 +38,10 @@ FRAME_TIMEOUT_S = 35.0
 CHILD_ARGUMENTS = ("-P", "-m", "worker.encode.child")
 """How the interpreter is called; the worker's process id follows."""
 
+_PAUSES, _PAUSE_MORE_S = 2, 5.0
+"""Where a pause may be longer than that, so many of them are waited for, as the child does, and a moment more."""
+_MOST_ORDERS = 100
+"""Carried out by one process: what libraries leave behind goes with it."""
 _EXIT_TIMEOUT_S = 2.0
 """How long a child that closed its pipe may take to end before it is killed."""
 _REAP_TIMEOUT_S = 30.0
@@ -87,6 +91,7 @@ class SourceChild:
 
     Attributes:
         complete: the end that was read is one for certain: of a file that is there to its last byte.
+        waits: it has said its end or its failure, and is ready for another order.
 
     One task reads at a time. Nothing is tried again here.
     """
@@ -107,14 +112,15 @@ class SourceChild:
         self._pipe_closed = pipe_closed
         self._order_file = order_file
         self._rate_ppm = 0
-        self._frame_timeout_s = frame_timeout_s
+        self._frame_timeout_s = self._usual_timeout_s = frame_timeout_s
         self._left_s = first_frame_timeout_s
         """How long the next frame may still be waited for, whatever else is said before it."""
         self._header: Header | None = None
         self._failure: SourceError | None = None
         self._ended = False
         self._closing = False
-        self.complete = False
+        self._orders = 1
+        self.complete = self.waits = False
 
     @classmethod
     async def start(
@@ -159,6 +165,23 @@ class SourceChild:
             *(frame_timeout_s, first_frame_timeout_s or frame_timeout_s),
         )
 
+    def again(self, order: ChildOrder, *, first_frame_timeout_s: float | None = None) -> None:
+        """Have a child that waits carry out another order.
+
+        Args: order, first_frame_timeout_s: as of `start`.
+        Raises: OSError: it is dead.
+        """
+        assert self.waits
+        self.waits = False
+        write_order(self._order_file.fileno(), order)
+        self._process.send_signal(NEXT_ORDER)
+        self._orders += 1
+        self._rate_ppm = 0
+        self._frame_timeout_s = self._usual_timeout_s
+        self._left_s = first_frame_timeout_s or self._frame_timeout_s
+        self._failure = None
+        self._ended = self.complete = False
+
     @property
     def pid(self) -> int:
         """Process id of the child."""
@@ -198,13 +221,17 @@ class SourceChild:
             self._left_s = max(0.0, self._left_s - (time.monotonic_ns() - since_ns) / 1e9)
         match header.kind:
             case Kind.END:
-                self._ended, self.complete = True, bool(body)
+                self._ended, self.complete, self.waits = True, bool(body), self._orders < _MOST_ORDERS
                 return None
             case Kind.ERROR:
                 raise self._told(body)
             case _:
                 try:
-                    return _read(header, body)
+                    told = _read(header, body)
+                    if isinstance(told, Looks) and told.chunk_ms:
+                        pause_s = told.chunk_ms / 1_000
+                        self._frame_timeout_s = max(self._frame_timeout_s, pause_s * _PAUSES + _PAUSE_MORE_S)
+                    return told
                 except (MalformedPacket, ValueError) as error:
                     raise self._failed(f"the encoding process wrote what is no frame: {error}") from error
 
@@ -268,6 +295,7 @@ class SourceChild:
         except (MalformedPacket, ValueError):
             return self._failed("the encoding process failed and did not say why in words known here")
         self._failure = SourceError(told.message, code=code, retryable=code not in _NOT_RETRYABLE)
+        self.waits = self._orders < _MOST_ORDERS
         return self._failure
 
 
@@ -325,6 +353,5 @@ def child_environment() -> dict[str, str]:
 def _order_file(order: ChildOrder) -> BinaryIO:
     """The order as a file in memory: the child reads it when it is ready, and nobody waits for that."""
     file = os.fdopen(os.memfd_create("order"), "w+b", buffering=0)
-    file.write(msgspec.json.encode(order) + b"\n")
-    file.seek(0)
+    write_order(file.fileno(), order)
     return file

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from shared.errors import ErrorCode, SourceError
+from shared.urls import shown
 from worker.encode.answer import READ_BYTES, Answer
 
 IO_TIMEOUT_S = 8.0
@@ -31,22 +32,10 @@ _LETTING_IN = frozenset({"Authorization", "Cookie"})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LONGEST_TITLE = 500
 _ICY_BLOCK_BYTES = 16
-_MOST_SKIPPED_BYTES = 64 * 1024 * 1024
+_MOST_SKIPPED_BYTES = 16 * 1024 * 1024
 _RANGE = re.compile(r"\s*bytes\s+(\d{1,15})-")
 _UNSAFE = re.compile(r"[^\x21-\x7e]")
 _STREAM_TITLE = re.compile(rb"StreamTitle='(.*?)';", re.DOTALL)
-
-
-def shown(url: str) -> str:
-    """A URL as it may stand in a message: without user, password and query, however it is written."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "an unreadable URL"
-    if not parts.netloc:
-        return url if url.startswith("/") else "a URL without a host"
-    path = parts.path.rpartition("@")[2]  # a password with a slash in it makes a path of what follows
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2] if '@' not in parts.path else '...'}{path}"
 
 
 class _StatusLine:
@@ -82,6 +71,7 @@ class _Response(http.client.HTTPResponse):
 class _Exchange(NamedTuple):
     connection: http.client.HTTPConnection
     response: http.client.HTTPResponse
+    wait_longer: Callable[[], None]
 
     def close(self) -> None:
         self.response.close()
@@ -135,6 +125,9 @@ class WebAnswer(Answer):
             raise SourceError(f"{self.shown} cannot be read from a place on", code=ErrorCode.SOURCE_BROKEN)
         while count and (part := self.read(min(count, READ_BYTES))):
             count -= len(part)
+
+    def wait_longer(self) -> None:
+        self._exchange.wait_longer()
 
     def close(self) -> None:
         self._exchange.close()
@@ -200,6 +193,8 @@ class Web:
         on_title: told of titles among the sound.
         headers: sent with each request, in place of those that are always sent; what lets one in, to the first origin
             alone that is asked.
+    Attributes:
+        answers_within_s: how long connecting and the head of an answer may take.
     """
 
     def __init__(
@@ -209,7 +204,7 @@ class Web:
         on_title: Callable[[str], None] = lambda _: None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self._timeout_s = timeout_s
+        self._timeout_s = self.answers_within_s = timeout_s
         self._on_title = on_title
         given = headers or {}
         self._headers = {name: value for name, value in given.items() if name not in _LETTING_IN}
@@ -241,7 +236,9 @@ class Web:
             origin = (parts.scheme, parts.hostname, parts.port)
             own, self._letting_in = own | self._letting_in, {}
             if own:
-                self._credentials[origin] = own
+                self._credentials[origin] = self._credentials.get(origin, {}) | own
+                if parts.scheme == "http" and parts.port is None:  # the same host, made secure
+                    self._credentials["https", parts.hostname, None] = self._credentials[origin]
             exchange = self._asked(url, first_byte, self._credentials.get(origin, {}))
             response = exchange.response
             if response.status not in _REDIRECTS or not response.headers.get("Location"):
@@ -291,8 +288,8 @@ class Web:
             raise SourceError(shown(url), code=ErrorCode.SOURCE_UNREACHABLE)
         port = parts.port or (443 if secure else 80)
         if secure:
-            return http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=self._tls)
-        return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
+            return http.client.HTTPSConnection(host, port, timeout=self.answers_within_s, context=self._tls)
+        return http.client.HTTPConnection(host, port, timeout=self.answers_within_s)
 
     def _ask(self, url: str, first_byte: int, credentials: dict[str, str]) -> _Exchange:
         try:
@@ -308,7 +305,8 @@ class Web:
         path = urlunsplit(("", "", parts.path or "/", parts.query, ""))
         try:
             connection.request("GET", path, headers=headers | credentials)
-            return _Exchange(connection, connection.getresponse())
+            sock = connection.sock  # the connection lets go of it with the answer
+            return _Exchange(connection, connection.getresponse(), lambda: sock.settimeout(self._timeout_s))
         except (http.client.HTTPException, OSError, UnicodeError) as error:
             connection.close()
             raise _asking_failed(error, url) from error
@@ -345,7 +343,7 @@ def _asking_failed(error: BaseException, url: str) -> SourceError:
         message = f"{shown(url)}: no encrypted connection: {error.reason or error}"
         return SourceError(message, code=ErrorCode.SOURCE_CERTIFICATE)
     if isinstance(error, socket.gaierror):
-        message = f"{shown(url)}: there is no host of the name {urlsplit(url).hostname!r}: {error.strerror}"
+        message = f"{shown(url)}: there is no host of this name: {error.strerror}"
         return SourceError(message, code=ErrorCode.SOURCE_HOST_UNKNOWN)
     if isinstance(error, TimeoutError):
         return SourceError(f"{shown(url)} does not answer in time", code=ErrorCode.SOURCE_STALLED)
