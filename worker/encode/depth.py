@@ -26,7 +26,6 @@ _SHRINKS_PPM = 1_000
 _LOOK_NS = 5 * NS_PER_S
 _FIRST_LOOK_NS = 2 * NS_PER_S
 TOO_DEEP_NS = 800 * NS_PER_MS
-_CLEARLY_NS = 500 * NS_PER_MS
 _EXACT_NS = 20 * NS_PER_MS
 """What is no further off is left alone."""
 _PPM_PER_MS = 10
@@ -53,8 +52,6 @@ class Depth:
         self._arrived_ns: int | None = None
         self._outage_ns = _OUTAGE_NS
         self._too_deep_ns = TOO_DEEP_NS
-        self._seen_ns = 0
-        """The deepest moment of the last look."""
         self._looked_ns = 0
         self._look_for_ns = _FIRST_LOOK_NS
         self._deepest_ns: int | None = None
@@ -80,7 +77,7 @@ class Depth:
 
     def placed(self, now_ns: int) -> None:
         """What comes next is played at its target."""
-        self.rate_ppm = self._seen_ns = 0
+        self.rate_ppm = 0
         self._look(now_ns, _FIRST_LOOK_NS)
 
     def measured(self, now_ns: int, depth_ns: int, *, may_leave_out: bool) -> int:
@@ -88,23 +85,17 @@ class Depth:
         self._deepest_ns = depth_ns if self._deepest_ns is None else max(depth_ns, self._deepest_ns)
         if now_ns - self._looked_ns < self._look_for_ns:
             return 0
-        self._seen_ns = self._deepest_ns
-        error_ns = self._seen_ns - self.target_ns
+        error_ns = self._deepest_ns - self.target_ns
         longest_ns = self._pauses[0][1] if self._pauses else 0
         self._shrink(now_ns - self._looked_ns)
         self._look(now_ns, max(_LOOK_NS, 2 * longest_ns))
         if error_ns > self._too_deep_ns and may_leave_out:
-            self.rate_ppm = self._seen_ns = 0
+            self.rate_ppm = 0
             return error_ns // _TICK_NS
         beyond_ms = max(0, abs(error_ns) - _EXACT_NS) / NS_PER_MS
         ppm = min(MOST_PPM, round(beyond_ms * _PPM_PER_MS))
         self.rate_ppm = ppm if error_ns > 0 else -ppm
         return 0
-
-    @property
-    def delay_ns(self) -> int:
-        """How late it is heard: as it shall be, or where it was seen to be clearly later, as that."""
-        return self._seen_ns if self._seen_ns - self.target_ns > _CLEARLY_NS else self.target_ns
 
     def _look(self, now_ns: int, for_ns: int) -> None:
         self._looked_ns, self._look_for_ns, self._deepest_ns = now_ns, for_ns, None

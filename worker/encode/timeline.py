@@ -143,7 +143,7 @@ class Timeline:
     @property
     def delay_ms(self) -> int:
         """How late live input is heard; 0 of a file."""
-        return round(self._depth.delay_ns / NS_PER_MS) if self._live else 0
+        return round(self._depth.target_ns / NS_PER_MS) if self._live else 0
 
     @property
     def rate_ppm(self) -> int:

@@ -70,8 +70,8 @@ class _Response(http.client.HTTPResponse):
 
 class _Exchange(NamedTuple):
     connection: http.client.HTTPConnection
+    sock: socket.socket
     response: http.client.HTTPResponse
-    wait_longer: Callable[[], None]
 
     def close(self) -> None:
         self.response.close()
@@ -84,8 +84,9 @@ class WebAnswer(Answer):
     Its end is `complete` where it was as long as was told: any server can end chunks politely.
     """
 
-    def __init__(self, url: str, exchange: _Exchange, on_title: Callable[[str], None]) -> None:
+    def __init__(self, url: str, exchange: _Exchange, on_title: Callable[[str], None], timeout_s: float) -> None:
         super().__init__(url, shown(url))
+        self._timeout_s = timeout_s
         self._exchange = exchange
         self._response = response = exchange.response
         self._on_title = on_title
@@ -127,7 +128,8 @@ class WebAnswer(Answer):
             count -= len(part)
 
     def wait_longer(self) -> None:
-        self._exchange.wait_longer()
+        if not self._response.isclosed():  # read to its end, it has let go of the socket
+            self._exchange.sock.settimeout(self._timeout_s)
 
     def close(self) -> None:
         self._exchange.close()
@@ -268,7 +270,7 @@ class Web:
     def _judged(self, url: str, exchange: _Exchange, first_byte: int) -> Answer:
         response, status = exchange.response, exchange.response.status
         if status in (200, 206):
-            answer = WebAnswer(url, exchange, self._on_title)
+            answer = WebAnswer(url, exchange, self._on_title, self._timeout_s)
             try:
                 answer.skip(first_byte - _begins_at(response))
             except BaseException:
@@ -306,7 +308,7 @@ class Web:
         try:
             connection.request("GET", path, headers=headers | credentials)
             sock = connection.sock  # the connection lets go of it with the answer
-            return _Exchange(connection, connection.getresponse(), lambda: sock.settimeout(self._timeout_s))
+            return _Exchange(connection, sock, connection.getresponse())
         except (http.client.HTTPException, OSError, UnicodeError) as error:
             connection.close()
             raise _asking_failed(error, url) from error
