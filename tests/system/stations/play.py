@@ -130,6 +130,12 @@ class Verdict(NamedTuple):
     clicks: int
     told: list[tuple[str, str]]
 
+    @property
+    def is_on_air(self) -> bool:
+        """It plays, and no silence went untold: what does not hang on how busy this machine is."""
+        states = [state for state, _ in self.told]
+        return states[-1:] == ["playing"] and (self.silent_s <= _MORE_S or "stalled" in states)
+
     def faults(self, bounds: Bounds) -> list[str]:
         """What is not as it should be."""
         backoff_s = _LATER_BACKOFF_S if self.missing_s >= OFTEN_FOR_S else OPENED_EVERY_S
