@@ -20,6 +20,7 @@ from shared.logs import get_logger
 from shared.schema.event import Event
 from shared.schema.job import UNREADABLE, check_sense, decode_job, digest, job_id_of, unserved
 from shared.store.client import Store
+from shared.urls import HIDDEN, shown
 
 FIELD = "job"
 BLOCK_S = 1.0
@@ -148,14 +149,10 @@ def _without_secrets(text: str) -> str:
 
 
 def _bare_url(match: re.Match[str]) -> str:
-    """Host and path, as far as they can be told from what lets one in; see `shared.urls`."""
+    """Host and path, as far as they can be told from what lets one in."""
     begin, rest = match.groups()
-    authority, path, behind = re.fullmatch(r"([^/?#\\]*)([^?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
-    doubtful = path if "@" in authority else path + behind
-    if "@" in doubtful and ("@" in authority or ":" in authority):
-        return f"{begin}(removed)"
-    _, at, host = authority.rpartition("@")
-    return begin + ("(removed)@" if at else "") + host + path + ("?(removed)" if behind else "")
+    seen = shown("http://" + rest.replace("\\/", "/"))
+    return f"{begin}(removed)" if seen == HIDDEN else begin + seen.removeprefix("http://")
 
 
 def _bare(value: Any) -> Any:

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from shared.errors import EXIT_CONFIG, EXIT_UNAVAILABLE
 from tests.e2e.stack import Finished, Stack, process_environment, python_module, run_to_end, until
+from tests.media.web import served
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -36,14 +37,8 @@ async def web_server() -> AsyncIterator[str]:
     async def nothing(_: web.Request) -> web.Response:
         return web.Response(body=b"", content_type="audio/mpeg")
 
-    application = web.Application()
-    application.add_routes([web.get("/empty.mp3", nothing)])
-    runner = web.AppRunner(application, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    yield f"http://127.0.0.1:{site.port}"
-    await runner.cleanup()
+    async with served(("/empty.mp3", nothing)) as base:
+        yield base
 
 
 async def test_bad_sources_end_with_their_code_and_another_broadcast_goes_on(

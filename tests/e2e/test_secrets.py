@@ -12,6 +12,7 @@ from aiohttp import web
 
 from tests.e2e.stack import Process, Stack, descendants
 from tests.media.audio import PROGRAMME
+from tests.media.web import served
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -29,15 +30,8 @@ async def locked() -> AsyncIterator[str]:
             return web.Response(status=401)
         return web.FileResponse(PROGRAMME)
 
-    app = web.Application()
-    app.router.add_get("/music.ogg", handler)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"us:{SECRET}@127.0.0.1:{runner.addresses[0][1]}/music.ogg?token={SECRET}"
-    finally:
-        await runner.cleanup()
+    async with served(("/music.ogg", handler)) as base:
+        yield f"us:{SECRET}@{base.removeprefix('http://')}/music.ogg?token={SECRET}"
 
 
 async def everything(stack: Stack) -> list[str]:

@@ -23,7 +23,7 @@ from shared.schema.job import check_sense, decode_job, digest, job_id_of, unserv
 from tests.fuzz import mls, mutate
 from tests.fuzz.target import Target
 from tests.vectors.vectors import KEY, VECTORS
-from worker.encode.playlist import MOST_ENTRIES, Media, parse_hls, parse_list, sniff
+from worker.encode.playlist import MOST_ENTRIES, MediaPlaylist, parse_hls, parse_list, sniff
 from worker.encode.web import title_of
 
 
@@ -294,7 +294,7 @@ def _take_playlist(data: bytes) -> None:
     assert len(parse_list(text, "http://host/")) <= MOST_ENTRIES
     with suppress(SourceError):
         told = parse_hls(text, "http://host/list.m3u8")
-        if isinstance(told, Media):
+        if isinstance(told, MediaPlaylist):
             assert 0 < told.target_s <= 60
             assert all(one.duration_s >= 0 and one.first_byte >= 0 and one.length >= 0 for one in told.segments)
 

@@ -42,6 +42,7 @@ from tests.media.audio import (
     resampled,
     write_audio,
 )
+from tests.media.web import Handler, served
 from worker.encode import source
 from worker.encode.decode import decode
 from worker.encode.records import HEADER_BYTES, SILENT_DB, ChildOrder, Kind, Looks, pack, unpack_header
@@ -50,8 +51,6 @@ from worker.encode.source import EncodedFrame, SourceChild, Told, child_environm
 FRAME_SAMPLES = 960
 PATIENCE_S = 30.0
 """For what must happen; no test depends on how soon."""
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @pytest.fixture(scope="module")
@@ -125,21 +124,6 @@ async def test_sound_beyond_all_measure_is_played(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def _served(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    app = web.Application()
-    app.router.add_get("/{path:.*}", handler)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
-    await site.start()
-    try:
-        host, port = runner.addresses[0][:2]
-        yield f"{'https' if tls else 'http'}://{host}:{port}"
-    finally:
-        await runner.cleanup()
-
-
-@asynccontextmanager
 async def _raw_server(
     talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
 ) -> AsyncIterator[str]:
@@ -207,7 +191,7 @@ async def test_any_rate_and_layout_over_http(
     """A file on a web server sounds as it does here."""
     part = music[: 6 * RATE]
     write_audio(tmp_path / name, resampled(part, rate, layout), rate=rate, layout=layout, codec=codec)
-    async with _served(_folder(tmp_path)) as base:
+    async with served(("/{path:.*}", _folder(tmp_path))) as base:
         heard = _sound(await _all_frames(ChildOrder(url=f"{base}/{name}")))
     reference = np.repeat(part.mean(axis=1, keepdims=True), 2, axis=1) if layout == "mono" else part
     assert align(reference, heard)[1] > (0.93 if rate == 8_000 else 0.98)
@@ -218,7 +202,7 @@ async def test_a_segmented_stream_over_http(music: Pcm, tmp_path: Path) -> None:
     part = music[: 10 * RATE]
     write_audio(tmp_path / "list.m3u8", part, codec="aac", container_format="hls", options={"hls_playlist_type": "vod"})
     assert _entries(tmp_path) > 3
-    async with _served(_folder(tmp_path)) as base:
+    async with served(("/{path:.*}", _folder(tmp_path))) as base:
         heard = _sound(await _all_frames(ChildOrder(url=f"{base}/list.m3u8")))
     assert align(part, heard)[1] > 0.98
     assert abs(len(heard) - len(part)) < RATE // 10
@@ -290,7 +274,7 @@ async def test_an_http_status_is_told(status: int) -> None:
     async def refuse(_: web.Request) -> web.StreamResponse:
         return web.Response(status=status)
 
-    async with _served(refuse) as base:
+    async with served(("/{path:.*}", refuse)) as base:
         error = await _error_of(ChildOrder(url=f"{base}/a.mp3"))
     assert error.code is ErrorCode.SOURCE_HTTP_STATUS
     assert f"HTTP status {str(status)[0]}" in error.message
@@ -302,7 +286,7 @@ async def test_user_password_and_query_stay_out_of_messages() -> None:
     async def refuse(_: web.Request) -> web.StreamResponse:
         return web.Response(status=404)
 
-    async with _served(refuse) as base:
+    async with served(("/{path:.*}", refuse)) as base:
         url = base.replace("http://", "http://anna:hunter2@") + "/a.mp3?key=swordfish"
         error = await _error_of(ChildOrder(url=url))
     assert "/a.mp3" in error.message
@@ -311,7 +295,7 @@ async def test_user_password_and_query_stay_out_of_messages() -> None:
 
 async def test_a_port_where_nobody_listens_and_a_name_that_nobody_has_are_told_apart() -> None:
     """What to do about them is another thing."""
-    async with _served(_folder(Path("/nowhere"))) as base:
+    async with served(("/{path:.*}", _folder(Path("/nowhere")))) as base:
         pass
     assert (await _error_of(ChildOrder(url=f"{base}/a.mp3"))).code is ErrorCode.SOURCE_UNREACHABLE
     unknown = await _error_of(ChildOrder(url="http://no-such-host.invalid/a.mp3"))
@@ -339,7 +323,7 @@ async def test_a_server_that_says_nothing_is_stalled() -> None:
         await released.wait()
         return web.Response()
 
-    async with _served(never) as base:
+    async with served(("/{path:.*}", never)) as base:
         child = await SourceChild.start(ChildOrder(url=f"{base}/a.mp3"), frame_timeout_s=0.3)
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -401,7 +385,7 @@ async def test_a_redirect_cannot_lead_to_a_file() -> None:
     async def redirect(_: web.Request) -> web.StreamResponse:
         return web.Response(status=302, headers={"Location": f"file://{PROGRAMME}"})
 
-    async with _served(redirect) as base:
+    async with served(("/{path:.*}", redirect)) as base:
         await _error_of(ChildOrder(url=f"{base}/a.ogg"))
 
 
@@ -410,14 +394,14 @@ async def test_a_playlist_from_the_web_cannot_name_a_file(tmp_path: Path) -> Non
     (tmp_path / "list.m3u8").write_text(
         f"#EXTM3U\n#EXT-X-TARGETDURATION:40\n#EXTINF:40,\nfile://{PROGRAMME}\n#EXT-X-ENDLIST\n"
     )
-    async with _served(_folder(tmp_path)) as base:
+    async with served(("/{path:.*}", _folder(tmp_path))) as base:
         await _error_of(ChildOrder(url=f"{base}/list.m3u8"))
 
 
 async def test_a_certificate_nobody_trusts_is_refused(tmp_path: Path, music: Pcm) -> None:
     """https means that the server is who it says it is."""
     write_audio(tmp_path / "a.mp3", music[:RATE], codec="libmp3lame")
-    async with _served(_folder(tmp_path), tls=_self_signed(tmp_path)) as base:
+    async with served(("/{path:.*}", _folder(tmp_path)), tls=_self_signed(tmp_path)) as base:
         await _error_of(ChildOrder(url=f"{base}/a.mp3"))
 
 

@@ -24,6 +24,7 @@ from shared.store.keys import Keys
 from tests.media.audio import PROGRAMME, decode_file, decode_opus, write_audio
 from tests.media.on_air import PATIENCE_S, Air, on_air
 from tests.media.radio import HangUp, Radio, find_marks
+from tests.media.web import served
 from worker.encode.publish import Publisher
 from worker.encode.records import SILENT_DB
 from worker.encode.run import SourceRun
@@ -162,24 +163,14 @@ async def test_stop_before_the_first_frame_ends_the_run(air: Air) -> None:
         await asyncio.sleep(PATIENCE_S)
         return response
 
-    app = web.Application()
-    app.router.add_get("/silent", silent)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        host, port = runner.addresses[0][:2]
-        want = air.want(f"http://{host}:{port}/silent", run=next(_runs), term=10)
+    async with served(("/silent", silent)) as base:
+        want = air.want(f"{base}/silent", run=next(_runs), term=10)
         run = air.start(want)
         await air.until(lambda: run.child_pid is not None)
         run.update(SourceWant(generation=10, term=12, spec=want.spec, stop=True))
         await air.until(lambda: ("ended", "stopped", "") in air.told)
         assert not await air.entries(want)
         assert run.child_pid is None
-    finally:
-        await run.close()
-        await runner.cleanup()
 
 
 async def test_a_file_that_cannot_be_opened_is_tried_five_times(air: Air) -> None:
@@ -217,27 +208,20 @@ async def test_a_source_that_runs_dry_flags_the_gap_and_returns_ahead_of_now(air
         await response.write(body[first:])
         return response
 
-    app = web.Application()
-    app.router.add_get("/halting.wav", halting)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    host, port = runner.addresses[0][:2]
-    want = air.want(f"http://{host}:{port}/halting.wav", run=next(_runs), term=10, lead_ms=2_000, kind="file")
-    run = air.start(want)
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            entries = await air.entries(want)
-            while not any(Flags.GAP in entry.flags for entry in entries):
-                await asyncio.sleep(0.02)
+    async with served(("/halting.wav", halting)) as base:
+        want = air.want(f"{base}/halting.wav", run=next(_runs), term=10, lead_ms=2_000, kind="file")
+        run = air.start(want)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
                 entries = await air.entries(want)
-        go_on.set()
-        entries = await air.until_frames(want, 200)
-    finally:
-        go_on.set()
-        await run.close()
-        await runner.cleanup()
+                while not any(Flags.GAP in entry.flags for entry in entries):
+                    await asyncio.sleep(0.02)
+                    entries = await air.entries(want)
+            go_on.set()
+            entries = await air.until_frames(want, 200)
+        finally:
+            go_on.set()
+            await run.close()
     marked = next(number for number, entry in enumerate(entries) if Flags.GAP in entry.flags)
     assert_contiguous(entries[: marked + 1])
     assert entries[marked + 1].first_index > entries[marked].next_index
@@ -499,16 +483,8 @@ async def chunked(body: bytes) -> AsyncIterator[str]:
         await response.write(body)
         return response
 
-    app = web.Application()
-    app.router.add_get("/chunked", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        host, port = runner.addresses[0][:2]
-        yield f"http://{host}:{port}/chunked"
-    finally:
-        await runner.cleanup()
+    async with served(("/chunked", answer)) as base:
+        yield f"{base}/chunked"
 
 
 def untold(folder: Path, seconds: float) -> bytes:

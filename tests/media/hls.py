@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from aiohttp import web
 from av.audio.stream import AudioStream
 
 from tests.media.radio import RATE, marks
+from tests.media.web import served
 
 KEY = bytes(range(16))
 _IV = "0x000102030405060708090a0b0c0d0e0f"
@@ -77,6 +79,8 @@ class HlsServer:
         self._segment_s = segment_s
         self._began_s = time.monotonic()
         self._shown: str | None = None
+        self._exits = AsyncExitStack()
+        self._base = ""
         self.asked: list[str] = []
         self.missing: set[str] = set()
         self.rename: Callable[[str], str] = lambda name: name
@@ -85,21 +89,17 @@ class HlsServer:
         self.ended = False
 
     async def __aenter__(self) -> Self:
-        app = web.Application()
-        app.router.add_get("/{name:.*}", self._answer)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self._base = await self._exits.enter_async_context(served(("/{name:.*}", self._answer)))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._runner.cleanup()
+        await self._exits.aclose()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._runner.addresses[0][1]}/list.m3u8"
+        return f"{self._base}/list.m3u8"
 
     def newest(self) -> int:
         """Number of the segment that was finished last."""

@@ -11,7 +11,7 @@ import io
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
@@ -22,6 +22,7 @@ from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
 from shared.clock import NS_PER_S
+from tests.media.web import served
 
 RATE = 48_000
 BLOCK = 960
@@ -121,15 +122,13 @@ class Radio:
         self.flowing = asyncio.Event()
         self.flowing.set()
         self.began_ns = time.time_ns()
+        self._exits = AsyncExitStack()
+        self._base = ""
         self.listened_from: list[int] = []
         self.behind_s = 0.0
 
     async def __aenter__(self) -> Self:
-        app = web.Application()
-        app.router.add_get("/radio", self._send)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self._base = await self._exits.enter_async_context(served(("/radio", self._send)))
         return self
 
     async def __aexit__(
@@ -137,12 +136,11 @@ class Radio:
     ) -> None:
         self.sending.clear()
         self.flowing.set()
-        await self._runner.cleanup()
+        await self._exits.aclose()
 
     @property
     def url(self) -> str:
-        addresses: Sequence[tuple[str, int]] = self._runner.addresses
-        return f"http://127.0.0.1:{addresses[0][1]}/radio"
+        return f"{self._base}/radio"
 
     def made_ns(self, sample: int) -> int:
         """When a sample was made."""

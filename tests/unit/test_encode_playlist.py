@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from shared.errors import ErrorCode, SourceError
-from worker.encode.playlist import MOST_ENTRIES, MOST_SEGMENTS, Master, Media, parse_hls, parse_list, sniff
+from worker.encode.playlist import (
+    MOST_ENTRIES,
+    MOST_SEGMENTS,
+    MasterPlaylist,
+    MediaPlaylist,
+    parse_hls,
+    parse_list,
+    sniff,
+)
 
 BASE = "http://host/path/list.m3u8"
 VIDEO = '#EXT-X-STREAM-INF:BANDWIDTH={0},RESOLUTION=640x360,CODECS="avc1.4d401e,mp4a.40.2"{1}\nvideo{0}.m3u8\n'
@@ -15,7 +23,7 @@ RENDITION = '#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID="a",NAME="x",URI="sound.m3u8"\n'
 
 def variant(text: str) -> str:
     told = parse_hls("#EXTM3U\n" + text, BASE)
-    assert isinstance(told, Master)
+    assert isinstance(told, MasterPlaylist)
     return told.url.removeprefix("http://host/path/")
 
 
@@ -43,9 +51,9 @@ def test_a_master_playlist_that_names_nothing_is_refused() -> None:
     assert caught.value.code is ErrorCode.SOURCE_NOT_AUDIO
 
 
-def media(text: str) -> Media:
+def media(text: str) -> MediaPlaylist:
     told = parse_hls("#EXTM3U\n#EXT-X-TARGETDURATION:4\n" + text, BASE)
-    assert isinstance(told, Media)
+    assert isinstance(told, MediaPlaylist)
     return told
 
 
@@ -82,7 +90,7 @@ def test_a_playlist_of_hundreds_of_thousands_of_segments_is_refused() -> None:
 def test_a_strange_target_duration_makes_no_strange_wait(target: str) -> None:
     """Half a second at least, a minute at most."""
     told = parse_hls(f"#EXTM3U\n#EXT-X-TARGETDURATION:{target}\n#EXTINF:4,\na.ts\n", BASE)
-    assert isinstance(told, Media)
+    assert isinstance(told, MediaPlaylist)
     assert 0.5 <= told.target_s <= 60
 
 

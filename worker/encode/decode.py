@@ -20,7 +20,7 @@ from shared.schema.job import SourceKind
 from worker.encode.answer import Readable
 from worker.encode.files import Files
 from worker.encode.inputs import Input, open_input
-from worker.encode.media import PREROLL_SAMPLES, Media, after, counted, length_of, open_media
+from worker.encode.media import PREROLL_SAMPLES, Media, counted, from_place, length_of, open_media
 from worker.encode.pcm import Block, Blocks, Resampler
 from worker.encode.records import Looks
 from worker.encode.resolve import is_web
@@ -115,18 +115,23 @@ def decode(
             start %= max(length, 1)
             resampler, blocks = Resampler(), Blocks()
         elif (not first_pass or not start) and (again := short.repeated()) is not None:
-            for frame, begins in again:
-                blocks.add(resampler.adapt(frame, steered=False))
-                for at in begins:
-                    blocks.mark(resampler.input_at(at), 0)
-                blocks.add(resampler.push(frame))
-                yield from blocks.whole()
+            yield from _replayed(again, resampler, blocks)
         else:
             first_pass = False
     blocks.add(resampler.flush())
     yield from blocks.whole()
     if not source.is_live:
         yield from blocks.rest()
+
+
+def _replayed(again: Iterator[tuple[AudioFrame, list[int]]], resampler: Resampler, blocks: Blocks) -> Iterator[Block]:
+    """Passes from memory, without end; each begins at position 0."""
+    for frame, begins in again:
+        blocks.add(resampler.adapt(frame, steered=False))
+        for at in begins:
+            blocks.mark(resampler.input_at(at), 0)
+        blocks.add(resampler.push(frame))
+        yield from blocks.whole()
 
 
 def _one_pass(source: _Source, start_samples: int) -> Iterator[tuple[int, AudioFrame]]:
@@ -143,7 +148,7 @@ def _one_pass(source: _Source, start_samples: int) -> Iterator[tuple[int, AudioF
             if source.is_live:
                 yield from counted(frames, start_samples)
             else:
-                yield from after(counted(frames), wanted, source.slowness(), start_samples)
+                yield from from_place(counted(frames), wanted, source.slowness(), start_samples)
             return
         with source.media(found) as media:
             if source.is_live:

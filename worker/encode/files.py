@@ -23,7 +23,8 @@ class FileAnswer(Answer):
         super().__init__(path, path)
         self._file = _opened(path)
         self.length = os.fstat(self._file.fileno()).st_size - first_byte
-        self.serves_ranges = self.complete = True
+        self.serves_ranges = True
+        self.complete = True  # wherever a reader stops, no more of it is on its way
         self._file.seek(first_byte)
 
     def read(self, most: int = READ_BYTES) -> bytes:

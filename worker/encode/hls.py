@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from shared.errors import ErrorCode, SourceError
 from shared.urls import shown
 from worker.encode.answer import Answer, Getter
-from worker.encode.playlist import MOST_BYTES, Master, Media, Segment, parse_hls
+from worker.encode.playlist import MOST_BYTES, MasterPlaylist, MediaPlaylist, Segment, parse_hls
 
 _CHUNK_TARGETS = 1.5
 """A pause lasts for a segment, and half of one until that is noticed."""
@@ -45,7 +45,7 @@ class HlsStream:
     """
 
     def __init__(
-        self, getter: Getter, url: str, media: Media, *, after: int | None, on_place: Callable[[int], None]
+        self, getter: Getter, url: str, media: MediaPlaylist, *, after: int | None, on_place: Callable[[int], None]
     ) -> None:
         self._getter = getter
         self._playlist = _Playlist(getter, url, media, after)
@@ -171,7 +171,7 @@ class HlsStream:
 class _Playlist:
     """The segments of a media playlist in their order; a live one is read again and again."""
 
-    def __init__(self, getter: Getter, url: str, media: Media, after: int | None) -> None:
+    def __init__(self, getter: Getter, url: str, media: MediaPlaylist, after: int | None) -> None:
         self._getter = getter
         self._url = url
         self._media = media
@@ -193,7 +193,7 @@ class _Playlist:
         """How much there is to be had at once."""
         return 0 if self._media.ended else round(sum(one.duration_s for one in self._waiting) * 1_000)
 
-    def _begin(self, media: Media, after: int | None) -> None:
+    def _begin(self, media: MediaPlaylist, after: int | None) -> None:
         segments = list(unheard(media, after))
         if not media.ended:
             segments = self._from_the_edge(segments)
@@ -232,7 +232,7 @@ class _Playlist:
         failure: SourceError | None = None
         try:
             told = parse_hls(_whole(self._getter, self._url, MOST_BYTES).decode("utf-8", "replace"), self._url)
-            if isinstance(told, Master):
+            if isinstance(told, MasterPlaylist):
                 raise SourceError(f"{shown(self._url)} is another playlist now", code=ErrorCode.SOURCE_BROKEN)
             self._media = told
             self._take_new(told)
@@ -246,7 +246,7 @@ class _Playlist:
                 code=ErrorCode.SOURCE_STALLED,
             )
 
-    def _take_new(self, media: Media) -> None:
+    def _take_new(self, media: MediaPlaylist) -> None:
         self._anew = self._anew + 1 if _counts_anew(media, self._newest) else 0
         if self._anew == 1:
             return  # a server behind another may be far behind it for once
@@ -266,12 +266,12 @@ def _whole(getter: Getter, url: str, most: int) -> bytes:
         answer.close()
 
 
-def _counts_anew(media: Media, after: int) -> bool:
+def _counts_anew(media: MediaPlaylist, after: int) -> bool:
     """As an encoder that was restarted does; what is one playlist behind is a slow server."""
     return bool(media.segments) and media.segments[-1].sequence < after - len(media.segments)
 
 
-def unheard(media: Media, after: int | None) -> Sequence[Segment]:
+def unheard(media: MediaPlaylist, after: int | None) -> Sequence[Segment]:
     """What a playlist has behind a segment; all of it where that was of another count, or never heard."""
     if after is None or not media.segments:
         return media.segments

@@ -24,7 +24,7 @@ from worker.encode.files import Files
 from worker.encode.hls import HlsStream, unheard
 from worker.encode.mpeg import Frames, begins_with_frames
 from worker.encode.ogg import CAPTURE, is_chained, links
-from worker.encode.playlist import MOST_BYTES, Master, Media, parse_hls, parse_list, sniff
+from worker.encode.playlist import MOST_BYTES, MasterPlaylist, MediaPlaylist, parse_hls, parse_list, sniff
 from worker.encode.resolve import is_web
 from worker.encode.web import Web
 
@@ -33,7 +33,7 @@ _DEEPEST = 4
 _MOST_TRIED = 10
 """Of the entries of a list."""
 _HASTY_S = 3.0
-"""Where there is another entry, one that does not answer is not waited for: all of them have half a minute."""
+"""Where there is another entry, for so long one is waited for that does not answer, or answers and sends nothing."""
 _HEAD_BYTES = 1_024
 _FORWARD_BYTES = 256 * 1024
 """A place that is so near is read up to instead of asked for."""
@@ -133,7 +133,7 @@ class _Opener:
         if playlist == "list":
             return self._first_of(parse_list(text, answer.url), answer.url, depth)
         told = parse_hls(text, answer.url)
-        if isinstance(told, Master):
+        if isinstance(told, MasterPlaylist):
             return self.open(told.url, depth + 1, answer.url)
         return self._hls(getter, answer.url, told)
 
@@ -153,7 +153,7 @@ class _Opener:
         finally:
             self.web.answers_within_s = patience_s
 
-    def _hls(self, getter: Getter, url: str, told: Media) -> _Opened:
+    def _hls(self, getter: Getter, url: str, told: MediaPlaylist) -> _Opened:
         if not told.segments and told.ended:
             raise SourceError(f"{shown(url)}: an HLS playlist without segments", code=ErrorCode.SOURCE_EMPTY)
         if told.ended and self.kind == "live" and (self.after is None or not unheard(told, self.after)):

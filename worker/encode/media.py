@@ -161,7 +161,7 @@ class Media:
         frames = self._sound(packets, from_beginning=True)
         first = next(frames)
         if not wanted_samples or not self._fine_ticks or self._has_true_time or first.pts is None:
-            yield from after(counted(chain([first], frames)), wanted_samples, enough, otherwise_samples)
+            yield from from_place(counted(chain([first], frames)), wanted_samples, enough, otherwise_samples)
             return
         begin_s, wanted_s = _time_s(first), Fraction(wanted_samples, SAMPLE_RATE)
         for packet in packets:
@@ -290,7 +290,7 @@ def counted(frames: Iterable[AudioFrame], position_samples: int = 0) -> Iterator
         position += frame.samples * SAMPLE_RATE / frame.sample_rate
 
 
-def after(
+def from_place(
     placed: Iterator[tuple[int, AudioFrame]],
     wanted_samples: int,
     enough: Callable[[float], bool],

@@ -50,7 +50,7 @@ class _Header(NamedTuple):
 
 def begins_with_frames(head: bytes, content_type: str) -> bool:
     """Whether something may be frames in a row. Servers call by their names much else."""
-    if head.startswith(TAG) or _read(head, 0) is not None:
+    if head.startswith(TAG) or _header_at(head, 0) is not None:
         return True
     is_ts = len(head) > _TS_BYTES and head[0] == head[_TS_BYTES] == _TS_SYNC
     return content_type in CONTENT_TYPES and not (head.startswith(_OTHERS) or head[4:8] == b"ftyp" or is_ts)
@@ -157,13 +157,13 @@ class Frames:
     def _take_row(self) -> None:
         """Take the frames that another one follows, and the last one unless the next row begins within it."""
         end = 0
-        header = _read(self._held, end)
+        header = _header_at(self._held, end)
         while header is not None and header.kind == self._kind:
             after = end + header.length_bytes
             if after + _HEADER_BYTES > len(self._held):
                 self._take(after if self._over and after <= len(self._held) else end)
                 return
-            following = _read(self._held, after)
+            following = _header_at(self._held, after)
             if following is None or following.kind != self._kind:
                 at, is_row = self._search(end + 1)
                 if is_row is None and at < after:
@@ -182,7 +182,7 @@ class Frames:
         self._searched_bytes = at
         self._state = "within" if is_row else otherwise
         if self._state in ("within", "lost"):
-            header = _read(self._held, at)
+            header = _header_at(self._held, at)
             self._kind = header.kind if header is not None else 0
             del self._held[:at]
             self._searched_bytes = 0
@@ -205,7 +205,7 @@ class Frames:
                 break
             if len(self._held) - at < _HEADER_BYTES:
                 return None
-            header = _read(self._held, at)
+            header = _header_at(self._held, at)
             if header is None or kind not in (None, header.kind):
                 return False
             kind = header.kind
@@ -222,8 +222,8 @@ def _tag_length(held: bytes | bytearray) -> int:
     return _TAG_HEADER_BYTES + size + footer
 
 
-def _read(held: bytes | bytearray, at: int) -> _Header | None:
-    """The header there; None: there is none."""
+def _header_at(held: bytes | bytearray, at: int) -> _Header | None:
+    """The header of the frame that begins there; None: none does."""
     if len(held) - at < _HEADER_BYTES or held[at] != 0xFF or held[at + 1] & 0xE0 != 0xE0:
         return None
     second, third = held[at + 1], held[at + 2]

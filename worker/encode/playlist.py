@@ -51,7 +51,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Media:
+class MediaPlaylist:
     """A media playlist: the segments it has just now."""
 
     target_s: float
@@ -60,7 +60,7 @@ class Media:
 
 
 @dataclass(frozen=True, slots=True)
-class Master:
+class MasterPlaylist:
     """A master playlist: the one of its playlists that is played."""
 
     url: str
@@ -116,7 +116,7 @@ def _of_xspf(text: str) -> list[str]:
     return [(one.text or "").strip() for one in root.iter() if one.tag.rpartition("}")[2] == "location" and one.text]
 
 
-def parse_hls(text: str, base: str) -> Media | Master:
+def parse_hls(text: str, base: str) -> MediaPlaylist | MasterPlaylist:
     """Read an HLS playlist.
 
     Raises: SourceError: it names no segment or playlist, or too many, or is encrypted in a way that is not supported.
@@ -125,7 +125,7 @@ def parse_hls(text: str, base: str) -> Media | Master:
         raise SourceError("the answer is no HLS playlist any more", code=ErrorCode.SOURCE_NOT_AUDIO)
     lines = [line.strip() for line in text.splitlines()]
     if any(line.startswith("#EXT-X-STREAM-INF") for line in lines):
-        return Master(_variant(lines, base))
+        return MasterPlaylist(_variant(lines, base))
     return _media(lines, base)
 
 
@@ -173,7 +173,7 @@ def _variant(lines: list[str], base: str) -> str:
     return _joined(base, chosen)
 
 
-def _media(lines: list[str], base: str) -> Media:
+def _media(lines: list[str], base: str) -> MediaPlaylist:
     target_s, sequence, duration_s = 0.0, 0, 0.0
     segments: list[Segment] = []
     seam = ended = False
@@ -220,7 +220,7 @@ def _media(lines: list[str], base: str) -> Media:
                 sequence, seam, first_byte, length = sequence + 1, False, 0, 0
     if not target_s:
         target_s = max((one.duration_s for one in segments), default=10.0) or 10.0
-    return Media(min(max(target_s, 0.5), 60.0), tuple(segments), ended)
+    return MediaPlaylist(min(max(target_s, 0.5), 60.0), tuple(segments), ended)
 
 
 def _iv(text: str) -> bytes | None:

@@ -256,7 +256,7 @@ class Web:
     def _asked(self, url: str, first_byte: int, credentials: dict[str, str]) -> _Exchange:
         """Ask; where that is refused, once more as a browser, and once for all of it instead of a part."""
         exchange = self._ask(url, first_byte, credentials)
-        if exchange.response.status in _REFUSALS and self._agent != BROWSER:
+        if exchange.response.status in _REFUSALS and self._agent != BROWSER and "User-Agent" not in self._headers:
             exchange.close()
             self._agent = BROWSER
             exchange = self._ask(url, first_byte, credentials)

@@ -130,14 +130,24 @@ class Verdict(NamedTuple):
     clicks: int
     told: list[tuple[str, str]]
 
-    @property
-    def is_on_air(self) -> bool:
-        """It plays, and no silence went untold: what does not hang on how busy this machine is."""
-        states = [state for state, _ in self.told]
-        return states[-1:] == ["playing"] and (self.silent_s <= _MORE_S or "stalled" in states)
-
     def faults(self, bounds: Bounds) -> list[str]:
         """What is not as it should be."""
+        return [*self.faults_on_any_machine(), *self._faults_of_time(bounds)]
+
+    def faults_on_any_machine(self) -> list[str]:
+        """Those that no busy machine explains."""
+        states = [state for state, _ in self.told]
+        untold_s = abs(self.silent_s - self.told_silent_s)
+        found = [
+            (untold_s > _MORE_S, f"{self.told_silent_s:.1f} s of {self.silent_s:.1f} s of silence were told"),
+            (self.silent_s > _MORE_S and "stalled" not in states, "silence, and no word of it"),
+            (bool(self.twice), f"heard twice: {self.twice}"),
+            (self.clicks > 0, f"{self.clicks} clicks"),
+            (states[-1:] != ["playing"], f"does not play: {self.told}"),
+        ]
+        return [text for is_so, text in found if is_so]
+
+    def _faults_of_time(self, bounds: Bounds) -> list[str]:
         backoff_s = _LATER_BACKOFF_S if self.missing_s >= OFTEN_FOR_S else OPENED_EVERY_S
         held_s = max(0.0, self.before_ms / 1_000 - bounds.chunk_s)
         allowed_s = max(0.0, self.missing_s - held_s) + _MORE_S + backoff_s
@@ -145,19 +155,12 @@ class Verdict(NamedTuple):
         most_grown_ms = bounds.may_grow_ms + bounds.chunk_s * 1_000 + _DELAY_WITHIN_MS
         # A second is one mark, and a mark that is cut is none: two at each end of what was missing.
         most_lost = self.missing_s + self.silent_s + bounds.chunk_s + 4
-        states = [state for state, _ in self.told]
         not_as_told_s = abs(self.later_s - grown_ms / 1_000)
-        untold_s = abs(self.silent_s - self.told_silent_s)
         found = [
             (self.silent_s > allowed_s, f"silent for {self.silent_s:.1f} s, allowed are {allowed_s:.1f} s"),
-            (untold_s > _MORE_S, f"{self.told_silent_s:.1f} s of {self.silent_s:.1f} s of silence were told"),
-            (self.silent_s > _MORE_S and "stalled" not in states, "silence, and no word of it"),
             (self.lost > most_lost, f"{self.lost} s of the programme are not heard, allowed are {most_lost:.0f} s"),
-            (bool(self.twice), f"heard twice: {self.twice}"),
             (grown_ms > most_grown_ms, f"told to be later by {grown_ms} ms"),
             (not_as_told_s > _MORE_S + bounds.chunk_s, f"later by {self.later_s:.1f} s, told are {grown_ms} ms"),
-            (self.clicks > 0, f"{self.clicks} clicks"),
-            (states[-1:] != ["playing"], f"does not play: {self.told}"),
         ]
         return [text for is_so, text in found if is_so]
 

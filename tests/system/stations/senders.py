@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 from aiohttp import ClientSession, web
 
 from tests.media.radio import Radio
+from tests.media.web import served
 
 RATE = 48_000
 _PASSWORD = "test"
@@ -189,9 +190,21 @@ class HlsStation:
 
     path = "/live.m3u8"
 
-    def __init__(self, encoder: _Encoder, port: int) -> None:
+    def __init__(self, encoder: _Encoder, folder: Path, ending: str, port: int) -> None:
         self.port = port
-        self.begin_anew = encoder.begin_anew
+        self._encoder = encoder
+        self._folder, self._ending = folder, ending
+
+    async def begin_anew(self) -> None:
+        """Until the first new segment is being written."""
+        before = self._segments()
+        await self._encoder.begin_anew()
+        async with asyncio.timeout(_UP_WITHIN_S):
+            while self._segments() <= before:  # noqa: ASYNC110 - another program writes
+                await asyncio.sleep(0.02)
+
+    def _segments(self) -> set[str]:
+        return {path.name for path in self._folder.glob(f"*.{self._ending}")}
 
 
 @asynccontextmanager
@@ -205,28 +218,21 @@ async def hls_station(folder: Path, kind: str, segment_s: int) -> AsyncIterator[
         *("-hls_time", str(segment_s), "-hls_list_size", "6", "-hls_segment_type", kind),
         *("-hls_flags", "delete_segments+append_list+omit_endlist"),
         *("-hls_segment_filename", str(folder / f"%d.{ending}")),
-        # Begun anew, it would write another init section under the name of the first.
-        *("-hls_fmp4_init_filename", "init.mp4"),
     )
 
     async def serve(request: web.Request) -> web.StreamResponse:
         path = folder / request.match_info["name"]
         return web.FileResponse(path) if path.is_file() else web.Response(status=404)
 
-    app = web.Application()
-    app.router.add_get("/{name}", serve)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
-        await encoder.begin()
-        async with asyncio.timeout(_UP_WITHIN_S + 3 * segment_s):
-            while len(list(folder.glob(f"*.{ending}"))) < 3:  # noqa: ASYNC110, ASYNC240 - another program writes
-                await asyncio.sleep(0.1)
-        yield HlsStation(encoder, runner.addresses[0][1])
+        async with served(("/{name}", serve)) as base:
+            await encoder.begin()
+            async with asyncio.timeout(_UP_WITHIN_S + 3 * segment_s):
+                while len(list(folder.glob(f"*.{ending}"))) < 3:  # noqa: ASYNC110, ASYNC240 - another program writes
+                    await asyncio.sleep(0.1)
+            yield HlsStation(encoder, folder, ending, int(base.rpartition(":")[2]))
     finally:
         await encoder.end()
-        await runner.cleanup()
 
 
 class RadioStation:
