@@ -50,6 +50,7 @@ async def depose(store: Store, keys: Keys) -> None:
 async def test_only_one_of_two_candidates_leads(store: Store, keys: Keys) -> None:
     """The second stands by until the first has given up, and then leads under a higher term."""
     first = await leader(store, keys, "a")
+    keeping = asyncio.create_task(first.keep())
     second = Leadership(store, keys, "b")
     waiting = asyncio.create_task(second.campaign())
     for _ in range(20):
@@ -58,6 +59,8 @@ async def test_only_one_of_two_candidates_leads(store: Store, keys: Keys) -> Non
     assert not waiting.done()
     assert second.term == 0
     term = first.term
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
     await first.resign()
     async with asyncio.timeout(BOUND_S):
         await waiting
