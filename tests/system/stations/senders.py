@@ -190,16 +190,16 @@ class HlsStation:
 
     path = "/live.m3u8"
 
-    def __init__(self, encoder: _Encoder, folder: Path, ending: str, port: int) -> None:
+    def __init__(self, encoder: _Encoder, folder: Path, ending: str, segment_s: int, port: int) -> None:
         self.port = port
         self._encoder = encoder
-        self._folder, self._ending = folder, ending
+        self._folder, self._ending, self._segment_s = folder, ending, segment_s
 
     async def begin_anew(self) -> None:
-        """Until the first new segment is being written."""
+        """Until the first new segment stands in the folder: it may get its name at its end."""
         before = self._segments()
         await self._encoder.begin_anew()
-        async with asyncio.timeout(_UP_WITHIN_S):
+        async with asyncio.timeout(_UP_WITHIN_S + self._segment_s):
             while self._segments() <= before:  # noqa: ASYNC110 - another program writes
                 await asyncio.sleep(0.02)
 
@@ -230,7 +230,7 @@ async def hls_station(folder: Path, kind: str, segment_s: int) -> AsyncIterator[
             async with asyncio.timeout(_UP_WITHIN_S + 3 * segment_s):
                 while len(list(folder.glob(f"*.{ending}"))) < 3:  # noqa: ASYNC110, ASYNC240 - another program writes
                     await asyncio.sleep(0.1)
-            yield HlsStation(encoder, folder, ending, int(base.rpartition(":")[2]))
+            yield HlsStation(encoder, folder, ending, segment_s, int(base.rpartition(":")[2]))
     finally:
         await encoder.end()
 
