@@ -33,7 +33,10 @@ doctor: redis ## Say whether this machine has what guildcast needs
 run: redis ## Broadcast to the local Discord: make run SOURCE=<file or URL> GUILDS=100 DURATION=20
 	@exec $(BIN)/guildcast run --guilds $(GUILDS) $(if $(SOURCE),--source '$(SOURCE)') $(if $(DURATION),--duration $(DURATION))
 
-check: format lint types imports unit ## Format, lint, types, imports, unit and vector tests
+check: static unit ## Format, lint, types, imports, unit and vector tests
+
+.PHONY: static
+static: format lint types imports # all that runs nothing
 
 format: install
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }

@@ -23,6 +23,7 @@ from shared.seal import Seal
 from shared.settings import Settings
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
+from shared.voice_servers import VoiceServers
 
 _PLAN_EVERY_S = 0.25
 _SWEEP_EVERY_S = 10.0
@@ -39,6 +40,7 @@ class Coordinator:
         self._jobs_reader = self._store.sibling(block_s=BLOCK_S)
         self._events_reader = self._store.sibling(block_s=BLOCK_S)
         self._seal = Seal(settings.seal_key.get_secret_value() if settings.seal_key else None)
+        self._servers = VoiceServers(settings.voice_hosts, settings.voice_networks)
         self._leadership = Leadership(self._store, self._keys, host)
         self._read_until = "0-0"
         """Id of the last event that was read."""
@@ -94,11 +96,11 @@ class Coordinator:
         recovery = Recovery()
         for guild in registry.guilds.values():
             recovery.restore(guild, time.monotonic())
-        effects = JobEffects(registry, self._leadership, self._seal, recovery)
+        effects = JobEffects(registry, self._leadership, self._seal, self._servers, recovery)
         planner = Planner(registry, self._leadership, recovery)
-        intake = Intake(self._store, self._jobs_reader, registry, self._leadership, effects, lock)
-        await self._catch_up(registry, recovery)
         woken = asyncio.Event()
+        intake = Intake(self._store, self._jobs_reader, registry, self._leadership, effects, lock, woken)
+        await self._catch_up(registry, recovery)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._leadership.keep(), name="lease")
             group.create_task(self._listen(woken), name="wake")
@@ -140,9 +142,14 @@ class Coordinator:
                 await self._catch_up(registry, recovery)
 
     async def _plan(self, planner: Planner, lock: asyncio.Lock, woken: asyncio.Event) -> None:
+        clock = asyncio.get_running_loop().time
         while True:
             async with lock:
+                began_s = clock()
                 await planner.step()
+                took_s = clock() - began_s
+            # a pass looks at the whole: each job of a thousand must not bring one of its own
+            await asyncio.sleep(took_s)
             try:
                 async with asyncio.timeout(_PLAN_EVERY_S):
                     await woken.wait()

@@ -46,6 +46,7 @@ class Intake:
         store: for status look-ups.
         reader: a client that may block.
         lock: held while the desired state changes.
+        changed: set after each job.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Intake:
         leadership: Leadership,
         effects: JobEffects,
         lock: asyncio.Lock,
+        changed: asyncio.Event,
     ) -> None:
         self._store = store
         self._reader = reader
@@ -63,6 +65,7 @@ class Intake:
         self._leadership = leadership
         self._effects = effects
         self._lock = lock
+        self._changed = changed
         self._keys = registry.keys
 
     async def run(self) -> None:
@@ -80,6 +83,7 @@ class Intake:
                 for entry_id, fields in entries:
                     async with self._lock:
                         await self._take(entry_id, fields)
+                    self._changed.set()
                     cursor = entry_id
 
     async def _take(self, entry_id: str, fields: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ from coordinator.registry import Broadcast, Change, Guild, Registry, released
 from shared.clock import unix_ms
 from shared.errors import ErrorCode, JobError
 from shared.schema.event import broadcast_event, guild_event
-from shared.schema.job import BroadcastStart, BroadcastStop, GuildJoin, GuildLeave, GuildVoice, ServedJob
+from shared.schema.job import BroadcastStart, BroadcastStop, GuildJoin, GuildLeave, GuildVoice, ServedJob, Voice
 from shared.schema.records import (
     BroadcastSpec,
     BroadcastStatus,
@@ -24,18 +24,23 @@ from shared.schema.records import (
     GuildStatus,
     OpusRecord,
     SourceRecord,
+    VoiceRecord,
     kept,
 )
 from shared.seal import Seal
+from shared.voice_servers import VoiceServers
 
 
 class JobEffects:
     """Turns a job into a change of the registry."""
 
-    def __init__(self, registry: Registry, leadership: Leadership, seal: Seal, recovery: Recovery) -> None:
+    def __init__(
+        self, registry: Registry, leadership: Leadership, seal: Seal, servers: VoiceServers, recovery: Recovery
+    ) -> None:
         self._registry = registry
         self._leadership = leadership
         self._seal = seal
+        self._servers = servers
         self._recovery = recovery
 
     async def apply(self, job: ServedJob, change: Change) -> None:
@@ -83,7 +88,7 @@ class JobEffects:
 
     def _guild_join(self, job: GuildJoin, change: Change) -> None:
         before = self._registry.guilds.get((job.bot, job.guild))
-        voice = self._seal.seal_voice(job.voice) if job.voice is not None else None
+        voice = self._kept_voice(job.voice) if job.voice is not None else None
         if voice is None and before is not None and before.spec.channel == job.channel:
             voice = before.spec.voice
         spec = GuildSpec(
@@ -96,18 +101,37 @@ class JobEffects:
             voice=voice,
             job=job.id,
         )
-        goes_on = before is not None and before.worker and job.voice is None and before.spec.channel == job.channel
-        if before is not None and goes_on and before.spec.speaking == job.speaking:
+        if before is not None and self._goes_on(before, spec) and before.spec.speaking == job.speaking:
             change.put_guild(replace(before, spec=spec))
         else:
             self._put_anew(spec, before, change)
 
     def _guild_voice(self, job: GuildVoice, change: Change) -> None:
         before = self._guild(job.bot, job.guild)
-        spec = msgspec.structs.replace(
-            before.spec, channel=job.channel, voice=self._seal.seal_voice(job.voice), job=job.id
-        )
-        self._put_anew(spec, before, change)
+        voice = self._kept_voice(job.voice)
+        spec = msgspec.structs.replace(before.spec, channel=job.channel, voice=voice, job=job.id)
+        if self._goes_on(before, spec):
+            change.put_guild(replace(before, spec=msgspec.structs.replace(before.spec, job=job.id)))
+        else:
+            self._put_anew(spec, before, change)
+
+    def _goes_on(self, before: Guild, spec: GuildSpec) -> bool:
+        """Whether the session that a worker holds is the one that is wanted: same channel, same credentials.
+
+        Bots forward every VOICE_SERVER_UPDATE: what is in use already is no reason for another session.
+        """
+        if not before.worker or before.spec.channel != spec.channel:
+            return False
+        return self._seal.is_same_voice(before.spec.voice, spec.voice)
+
+    def _kept_voice(self, voice: Voice | str) -> VoiceRecord | str:
+        """Credentials as they are stored. What came sealed is looked at by the worker that opens it.
+
+        Raises: JobError: they are for a server that is not allowed.
+        """
+        if isinstance(voice, Voice) and (reason := self._servers.refusal_of_endpoint(voice.endpoint)):
+            raise JobError(f"voice.endpoint: {reason}")
+        return self._seal.seal_voice(voice)
 
     def _put_anew(self, spec: GuildSpec, before: Guild | None, change: Change) -> None:
         """Store a spec that needs a session of its own: the planner places it under a new generation."""

@@ -25,6 +25,11 @@ from shared.schema.records import GuildStatus
 
 ANSWER_WITHIN_MS = 10_000
 """How long an outside bot has to answer `guild.voice_wanted`; after a kick or a move section 2.6 asks for 5 to 15 s."""
+PLAIN_WITHIN_MS = 2_500
+"""The same where it is asked to join and nothing more: that brings nothing where it is in the channel already (section
+11, 7), so it is soon asked to leave first."""
+PER_QUESTION_MS = 500
+"""More for each question that the bot has before it: a shard may send two commands a second."""
 ATTEMPTS = 12
 ATTEMPTS_WITHIN_S = 600.0
 """Sessions that a server ended, and questions for credentials, of one guild: of more, the long retry is left."""
@@ -36,11 +41,12 @@ _FIRST_BACKOFF_S = 1.0
 _LONGEST_BACKOFF_S = 60.0
 _STEADY_AFTER_S = 60.0
 """A guild that was connected for this long starts afresh with its next failure."""
-_TRIES_WITH_SAME = 3
-"""Failures after which the credentials may be the cause, although nobody said so."""
-_NORMAL_CLOSE = 1000
-_NORMAL_CLOSE_WAIT_S = 3.0
-"""Discord sends 1000 also where new credentials are on their way: those are better than asking."""
+_TRIES_WITH_SAME = 2
+"""Failures after which the credentials may be the cause, although nobody said so. Those that had a session may be
+refused anyway (section 11, 6), so they are tried once more and not twice."""
+AWAY_FOR_S = 60.0
+"""So long a server that cannot be reached says nothing against credentials: others would be for another server."""
+_LONGEST_AWAY_BACKOFF_S = 5.0
 _DISCONNECTED = "disconnected"
 FULL_FOR_S = 2.0
 """So long a worker that refused a guild is given nothing: by then it has told what room it has, four times."""
@@ -54,6 +60,9 @@ class Failure(NamedTuple):
     message: str = ""
 
 
+_OTHER_CREDENTIALS = (
+    *(ErrorCode.VOICE_CREDENTIALS_REJECTED, ErrorCode.VOICE_CREDENTIALS_MISSING, ErrorCode.VOICE_SERVER_REFUSED),
+)
 _NEVER_HAD = Failure(str(ErrorCode.VOICE_CREDENTIALS_MISSING))
 
 
@@ -61,7 +70,7 @@ def action_after(failure: Failure) -> Action:
     """What the end of a connection asks for: by its error code where that says enough, else by the close code."""
     if failure.code in (ErrorCode.E2EE_REQUIRED, ErrorCode.VOICE_MODE_UNSUPPORTED):
         return Action.STOP
-    if failure.code in (ErrorCode.VOICE_CREDENTIALS_REJECTED, ErrorCode.VOICE_CREDENTIALS_MISSING):
+    if failure.code in _OTHER_CREDENTIALS:
         return Action.NEW_CREDENTIALS
     return action_for(failure.close_code)
 
@@ -74,28 +83,33 @@ class _Trouble:
         failures: in a row; the back-off grows with them.
         same: failures in a row with the same credentials.
         faults: failures that looked like a mistake of this side.
-        renewals: times in a row that a session needed new credentials.
+        away_since_s: the server of these credentials could not be reached since.
         unanswered: the last question was not answered.
         attempts: when the last ones were made that cost somebody something.
         worn_out: the attempts were used up, only the long retry is left.
         due_s: nothing is tried or asked before; while a question is open, its deadline.
         question_open: credentials were asked for and did not come yet.
+        deadline_ms: of the question.
         cause: why they are asked for.
         waits: the server disconnected the bot: only the outside bot knows whether it was kicked or moved.
+        doubtful: credentials came while that was so. A voice server is often faster than the main gateway, and a bot
+            that has been kicked answers with what it had: refused, they bring back the question, and no join.
         well_since_s: the guild has been connected since.
     """
 
     failures: int = 0
     same: int = 0
     faults: int = 0
-    renewals: int = 0
+    away_since_s: float | None = None
     unanswered: bool = False
     attempts: deque[float] = field(default_factory=lambda: deque(maxlen=ATTEMPTS))
     worn_out: bool = False
     due_s: float = 0.0
     question_open: bool = False
+    deadline_ms: int = ANSWER_WITHIN_MS
     cause: Failure = _NEVER_HAD
     waits: bool = False
+    doubtful: bool = False
     well_since_s: float | None = None
 
     def spent_until_s(self) -> float:
@@ -107,6 +121,8 @@ class _Trouble:
         self.worn_out = self.worn_out or self.spent_until_s() > now_s
         # Never sooner than said, so that the cap holds; spread, so that guilds that failed together come back apart.
         wait_s = random.uniform(LONG_RETRY_S, _LONGEST_RETRY_S) if self.worn_out else _backoff_s(self.failures)  # noqa: S311
+        if self.away_since_s is not None and not self.worn_out:
+            wait_s = min(wait_s, _LONGEST_AWAY_BACKOFF_S)
         self.due_s = now_s + wait_s
         return wait_s
 
@@ -166,6 +182,7 @@ class Recovery:
             worn_out=status.state == "failed" and status.code == ErrorCode.TOO_MANY_ATTEMPTS,
             due_s=now_s + min(max(0.0, left_s), _LONGEST_RETRY_S),
             waits=action_for(status.close_code) is Action.WAIT,
+            unanswered=status.state == "failed" and status.code == _NEVER_HAD.code,
         )
         if status.code and status.code != ErrorCode.TOO_MANY_ATTEMPTS:
             trouble.cause = Failure(status.code, status.close_code)
@@ -175,6 +192,7 @@ class Recovery:
         trouble = self._troubles.get(key)
         if trouble is not None and trouble.well_since_s is None:
             trouble.well_since_s = now_s
+            trouble.doubtful = False
 
     def forget(self, key: GuildKey) -> None:
         """The guild left."""
@@ -194,11 +212,12 @@ class Recovery:
             return 0.0
         if guild.spec.voice is not None and trouble.question_open:
             trouble.due_s = now_s  # asked for, and counted then
+            trouble.doubtful = trouble.waits
         else:  # of the user's own accord
-            trouble.worn_out, trouble.renewals = False, 0
+            trouble.worn_out = trouble.doubtful = False
             trouble.due_s = trouble.spent_until_s()
         trouble.question_open = trouble.unanswered = trouble.waits = False
-        trouble.same = 0
+        trouble.same, trouble.away_since_s = 0, None
         return max(0.0, trouble.due_s - now_s)
 
     def failed(self, guild: Guild, failure: Failure, now_s: float, change: Change) -> None:
@@ -216,14 +235,17 @@ class Recovery:
             get_logger().error("voice.fault_suspected", guild=guild.spec.guild, close_code=failure.close_code)
             if trouble.faults > 1:
                 action = Action.STOP
-        trouble.waits = action is Action.WAIT
+        trouble.waits = action is Action.WAIT or (trouble.doubtful and action is Action.NEW_CREDENTIALS)
         if trouble.waits and was_well and guild.spec.on_kick == "stay_out":
             # Somebody's will, and the bot comes back only by somebody's will: no failure, and no attempt.
             trouble.worn_out = False
             self._let_go(guild, failure, trouble, 0.0, change, void=True)
             return
-        if failure.code != ErrorCode.VOICE_UNREACHABLE:  # no server was asked: trying on does no harm
-            trouble.attempts.append(now_s)
+        if failure.code == ErrorCode.VOICE_UNREACHABLE:  # no server was asked: trying on does no harm
+            self._wait_for_server(guild, failure, trouble, now_s, change)
+            return
+        trouble.away_since_s = None
+        trouble.attempts.append(now_s)
         if action is Action.STOP:
             self._stop(guild, failure, change)
             return
@@ -235,11 +257,18 @@ class Recovery:
             return
         at_once = trouble.failures == 1 and trouble.spent_until_s() <= now_s
         wait_s = 0.0 if at_once else trouble.hold(now_s)
-        if failure.close_code == _NORMAL_CLOSE:
-            wait_s = max(wait_s, _NORMAL_CLOSE_WAIT_S)
         trouble.due_s = now_s + wait_s
-        trouble.renewals += not trouble.waits
         self._let_go(guild, failure, trouble, wait_s, change, void=True)
+
+    def _wait_for_server(self, guild: Guild, failure: Failure, trouble: _Trouble, now_s: float, change: Change) -> None:
+        """Try again with the same credentials; once their server was away for long, ask for those of another."""
+        trouble.failures += 1
+        if trouble.away_since_s is None:
+            trouble.away_since_s = now_s
+        void = now_s - trouble.away_since_s >= AWAY_FOR_S
+        if void:
+            trouble.away_since_s = None
+        self._let_go(guild, failure, trouble, trouble.hold(now_s), change, void=void)
 
     def wants_voice(self, guild: Guild, now_s: float, change: Change) -> None:
         """A guild has no credentials and is not held back: ask whoever holds the main gateway."""
@@ -247,9 +276,13 @@ class Recovery:
         rejoin = not trouble.waits or guild.spec.on_kick == "rejoin"
         if rejoin:
             trouble.attempts.append(now_s)
-        trouble.question_open = True
-        trouble.due_s = now_s + ANSWER_WITHIN_MS / 1_000
         cause = trouble.cause
+        # Who had credentials is in the channel, as far as Discord's main gateway knows: a join alone brings nothing.
+        had_some = cause.code != _NEVER_HAD.code and not trouble.waits
+        leave_first = rejoin and (had_some or trouble.unanswered)
+        trouble.deadline_ms = self._deadline_ms(guild.spec.bot) if rejoin and not leave_first else ANSWER_WITHIN_MS
+        trouble.question_open = True
+        trouble.due_s = now_s + trouble.deadline_ms / 1_000
         status = GuildStatus(state="voice_wanted", at=unix_ms(), code=cause.code, close_code=cause.close_code)
         change.put_guild(replace(guild, status=status))
         change.event(
@@ -258,18 +291,23 @@ class Recovery:
                 code="",
                 reason=_DISCONNECTED if trouble.waits else cause.code,
                 rejoin=rejoin,
-                leave_first=rejoin and (trouble.unanswered or trouble.renewals > 1),
+                leave_first=leave_first,
                 self_deaf=True,
-                deadline_ms=ANSWER_WITHIN_MS,
+                deadline_ms=trouble.deadline_ms,
             )
         )
+
+    def _deadline_ms(self, bot: str) -> int:
+        """For a bot that is asked to join, with the questions that it has before it."""
+        is_open = sum(one.question_open for (whose, _), one in self._troubles.items() if whose == bot)
+        return min(ANSWER_WITHIN_MS, PLAIN_WITHIN_MS + is_open * PER_QUESTION_MS)
 
     def overdue(self, guild: Guild, now_s: float, change: Change) -> None:
         """Look whether a question for credentials went unanswered: say so, and ask again later or stay out."""
         trouble = self._troubles.get(guild.key)
         if trouble is None or not trouble.question_open or now_s < trouble.due_s:
             return
-        message = f"guild.voice_wanted was not answered within {ANSWER_WITHIN_MS} ms"
+        message = f"guild.voice_wanted was not answered within {trouble.deadline_ms} ms"
         if trouble.waits and guild.spec.on_kick == "stay_out":
             status = GuildStatus(
                 state="stopped",

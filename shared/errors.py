@@ -5,6 +5,7 @@
     ├── JobError               a job cannot be done: the job fails, the next one goes on
     ├── ProtocolError          bytes of a peer break the protocol
     │   ├── MalformedPacket        one datagram or message is dropped
+    │   ├── HandshakeBroken        what a session is made of cannot be read: this one will not stand
     │   └── NonceExhausted         the key must be renewed before another packet
     ├── VoiceError             a voice connection cannot be made or kept
     │   └── VoiceClosed(close_code)
@@ -88,6 +89,7 @@ class ErrorCode(StrEnum):
     E2EE_REQUIRED = "e2ee_required"
     E2EE_FAILED = "e2ee_failed"
     E2EE_DOWNGRADED = "e2ee_downgraded"
+    VOICE_SERVER_REFUSED = "voice_server_refused"
     UDP_BLOCKED = "udp_blocked"
     # bytes of a peer
     MALFORMED_MESSAGE = "malformed_message"
@@ -142,6 +144,10 @@ class MalformedPacket(ProtocolError):
 
     scope = Scope.PACKET
     default_code = ErrorCode.MALFORMED_PACKET
+
+
+class HandshakeBroken(ProtocolError):
+    """What a session is made of cannot be read, and does not come twice."""
 
 
 class NonceExhausted(ProtocolError):

@@ -65,6 +65,15 @@ class Seal:
             )
         return voice
 
+    def is_same_voice(self, one: VoiceRecord | str | None, other: VoiceRecord | str | None) -> bool:
+        """Whether both are the same credentials, however they are stored; what cannot be opened is the same as none."""
+        if one is None or other is None or one == other:
+            return one == other and one is not None
+        try:
+            return self.open_voice(one) == self.open_voice(other)
+        except VoiceError:
+            return False
+
     def seal_source(self, spec: BroadcastSpec) -> BroadcastSpec:
         """Form in which a broadcast is stored: its source's URL shows host and path, and no headers."""
         source = spec.source

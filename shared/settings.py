@@ -27,6 +27,7 @@ from pydantic_settings import (
 )
 
 from shared.errors import ConfigError
+from shared.voice_servers import VOICE_HOSTS, parse_hosts, parse_networks
 
 PREFIX = "GUILDCAST_"
 CONFIG_FILE = PREFIX + "CONFIG_FILE"
@@ -96,6 +97,16 @@ def _seal_key(value: SecretStr) -> SecretStr:
     return value
 
 
+def _voice_hosts(value: str) -> str:
+    parse_hosts(value)
+    return value
+
+
+def _voice_networks(value: str) -> str:
+    parse_networks(value)
+    return value
+
+
 def _clock_error(value: str) -> str:
     parse_clock_error(value)
     return value
@@ -152,6 +163,16 @@ class Settings(BaseSettings):
             description="Refuse a voice server's order to go on without end-to-end encryption in a session that had it."
         ),
     ] = False
+    voice_hosts: Annotated[
+        str,
+        AfterValidator(_voice_hosts),
+        Field(description="Domains (and networks) of the voice servers that credentials may go to."),
+    ] = VOICE_HOSTS
+    voice_networks: Annotated[
+        str,
+        AfterValidator(_voice_networks),
+        Field(description="IPv4 networks that a voice server may have sound sent to, besides public addresses."),
+    ] = ""
     media_dir: Annotated[
         Path | None,
         AfterValidator(_folder),

@@ -12,6 +12,9 @@ from typing import BinaryIO
 from shared.process import parent_death_signal
 
 ROOT = Path(__file__).resolve().parents[2]
+LOOPBACK = "127.0.0.0/8"
+_LOCAL_DISCORD = {"GUILDCAST_VOICE_HOSTS": LOOPBACK, "GUILDCAST_VOICE_NETWORKS": LOOPBACK}
+"""Its voice servers are on this machine, and nobody else's are asked."""
 
 
 class LocalPool:
@@ -25,7 +28,7 @@ class LocalPool:
     def __init__(self, environment: dict[str, str], logs: Path) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("GUILDCAST_")}
         # The local Discord lies beside the packages, wherever the caller stands.
-        self._environment = kept | {"PYTHONPATH": str(ROOT)} | environment
+        self._environment = kept | {"PYTHONPATH": str(ROOT)} | _LOCAL_DISCORD | environment
         self._logs = logs
         self.processes: dict[str, asyncio.subprocess.Process] = {}
 

@@ -33,7 +33,7 @@ class CloseCode(NamedTuple):
 
 
 CLOSE_CODES: dict[int, CloseCode] = {
-    1000: CloseCode("normal", Action.NEW_CREDENTIALS, "the server ended the session; sometimes without a reason"),
+    1000: CloseCode("normal", Action.RESUME, "sometimes without a reason; where the session is over a resume tells"),
     4001: CloseCode("unknown opcode", Action.FIX_ONCE, "a mistake of this side"),
     4002: CloseCode("failed to decode payload", Action.FIX_ONCE, "a mistake of this side, often in Identify"),
     4003: CloseCode("not authenticated", Action.FIX_ONCE, "something came before Identify, or Identify as binary"),

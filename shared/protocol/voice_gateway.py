@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from shared.errors import HandshakeBroken, ProtocolError
 from shared.protocol.close_codes import Action, action_for
 from shared.protocol.voice_messages import (
     BACKEND_VERSION_SINCE_VERSION,
@@ -319,7 +320,8 @@ class VoiceGateway:
         Returns: what it means for the caller; nothing for unknown opcodes and for what the machine settles itself.
         Raises: ProtocolError: not JSON, a field missing or wrong, an opcode that is binary, or out of place in this
             state. The error names opcode and field, never a value. Seq counts as seen all the same, so that a resume
-            does not bring it again.
+            does not bring it again. HandshakeBroken, a kind of it: the Ready or Session Description that was waited
+            for.
         Source: voice protocol reference, sections 2.2 and 2.5.
         """
         message = read_text(text)
@@ -333,7 +335,13 @@ class VoiceGateway:
             # Answered at once. Without a clock the answer gets a value of its own: its ack is no measure, and ignored.
             self._queue_heartbeat(self._last_heartbeat_ms + 1)
             return []
-        return self._take(text_event(message.op, message.d, self._version))
+        try:
+            return self._take(text_event(message.op, message.d, self._version))
+        except ProtocolError as error:
+            if _AWAITED.get(self._state) != message.op:
+                raise
+            reason = error.message
+        raise HandshakeBroken(reason)  # outside of the handler, whose error would hang on to what was sent
 
     def receive_binary(self, data: bytes) -> list[Event]:
         """Take in one binary frame: a message of the end-to-end encryption.
@@ -411,6 +419,7 @@ class VoiceGateway:
 
 
 _OPEN = frozenset(State) - {State.NEW, State.CLOSED}
+_AWAITED = {State.IDENTIFYING: Opcode.READY, State.SELECTING: Opcode.SESSION_DESCRIPTION}
 
 _STATES: dict[int, frozenset[State]] = {
     Opcode.READY: frozenset({State.IDENTIFYING}),

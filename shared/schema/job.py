@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from shared.errors import ErrorCode, JobError
 from shared.schema.records import OpusRecord, SourceRecord, VoiceRecord
+from shared.voice_servers import ENDPOINT_PATTERN
 
 Snowflake = Annotated[
     str, Meta(pattern=r"^[1-9][0-9]{14,19}$(?!\n)", description="Discord id: 15 to 20 decimal digits")
@@ -28,7 +29,7 @@ HeaderValue = Annotated[
     str, Meta(min_length=1, max_length=4096, pattern=r"^[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?$(?!\n)")
 ]
 Endpoint = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9.\-\[\]:]{1,255}$(?!\n)", description="host or host:port of a voice server")
+    str, Meta(pattern=ENDPOINT_PATTERN, description="host, or host:port with a port of 1 to 65535, of a voice server")
 ]
 SourceKind = Literal["auto", "live", "file"]
 UnixMs = Annotated[int, Meta(ge=0, description="unix milliseconds")]
@@ -141,7 +142,9 @@ class GuildJoin(_GuildJob, tag="guild.join", frozen=True, kw_only=True):
     channel: Snowflake
     broadcast: Name
     on_kick: OnKick = "stay_out"
-    speaking: tuple[SpeakingFlag, ...] = ("microphone",)
+    speaking: Annotated[
+        tuple[SpeakingFlag, ...], Meta(min_length=1, max_length=3, description="sound without a flag is not heard")
+    ] = ("microphone",)
     voice: Voice | SealedVoice | None = None
 
 

@@ -210,7 +210,8 @@ class Conversation:
     def _identify(self, message: messages.Identify) -> None:
         session = self._session = self._server.identify(self, self._endpoint, message)
         endpoint = self._endpoint
-        self.say(messages.ready(session.ssrc, endpoint.address, endpoint.udp_port, session.modes))
+        told = session.seat.faults.take_ready_ip(endpoint.address)
+        self.say(messages.ready(session.ssrc, told, endpoint.udp_port, session.modes))
         session.channel.enter(session)
         session.seat.faults.check("ready")
 

@@ -23,6 +23,7 @@ class Endpoint:
     udp: socket
     udp_port: int
     listened: bool
+    site: web.TCPSite
     coming: ConnectFaults = field(default_factory=ConnectFaults)
 
 
@@ -41,6 +42,7 @@ class Endpoints:
         self._opening = asyncio.Lock()
         self.opened: list[Endpoint] = []
         self._by_name: dict[tuple[str, int], Endpoint] = {}
+        self._shut: set[asyncio.Task[None]] = set()
 
     async def for_next_guild(self) -> Endpoint:
         """The endpoint of a guild not seen before."""
@@ -64,18 +66,35 @@ class Endpoints:
     async def _open(self) -> None:
         number = len(self.opened)
         address = ADDRESSES[number % len(ADDRESSES)]
-        site = web.TCPSite(self._runner, address, 0, ssl_context=self._tls)
-        await site.start()
+        site = await self._listen(address, 0)
         port = int(site.port or 0)
         udp = open_socket(address)
         listened = number % self._listen_every == 0
         if not listened:
             hear_little(udp)
-        endpoint = Endpoint(number, address, port, udp, udp.getsockname()[1], listened)
+        endpoint = Endpoint(number, address, port, udp, udp.getsockname()[1], listened, site)
         self.opened.append(endpoint)
         self._by_name[address, port] = endpoint
 
+    async def _listen(self, address: str, port: int) -> web.TCPSite:
+        site = web.TCPSite(self._runner, address, port, ssl_context=self._tls, reuse_address=True)
+        await site.start()
+        return site
+
+    def shut(self, endpoint: Endpoint, for_s: float) -> None:
+        """Listen to no new WebSocket for a while; who is connected stays so."""
+        task = asyncio.create_task(self._open_again(endpoint, for_s))
+        self._shut.add(task)
+        task.add_done_callback(self._shut.discard)
+
+    async def _open_again(self, endpoint: Endpoint, after_s: float) -> None:
+        await endpoint.site.stop()
+        await asyncio.sleep(after_s)
+        endpoint.site = await self._listen(endpoint.address, endpoint.port)
+
     def close(self) -> None:
         """Close the UDP sockets; the listeners belong to the runner."""
+        for task in self._shut:
+            task.cancel()
         for endpoint in self.opened:
             endpoint.udp.close()

@@ -44,6 +44,22 @@ class KickFault(_Fault, tag="kick"):
     code: int = 4014
 
 
+class AwayFault(_Fault, tag="away"):
+    """The guild's voice server cannot be reached for `ms`: its edge answers 503, or nobody listens at its port.
+
+    Who is connected stays so.
+    """
+
+    ms: int
+    how: Literal["503", "refused"] = "503"
+
+
+class RedirectFault(_Fault, tag="redirect"):
+    """Send the next WebSocket to the guild's voice server elsewhere."""
+
+    to: str
+
+
 class HelloLateFault(_Fault, tag="hello_late"):
     """Say Hello so late on the next WebSocket to the guild's voice server."""
 
@@ -128,6 +144,12 @@ class ModesFault(_Fault, tag="modes"):
     """Offer these modes on the next Identify."""
 
     modes: list[str]
+
+
+class ReadyFault(_Fault, tag="ready"):
+    """Name this as the media server's address on the next Identify, whatever it is."""
+
+    ip: str
 
 
 class NewKeyFault(_Fault, tag="new_key"):
@@ -240,6 +262,8 @@ Fault = (
     CloseFault
     | DropFault
     | KickFault
+    | AwayFault
+    | RedirectFault
     | HelloLateFault
     | HelloIntervalFault
     | CloseOnConnectFault
@@ -253,6 +277,7 @@ Fault = (
     | DiscoveryLoseFirstFault
     | DiscoveryWrongFault
     | ModesFault
+    | ReadyFault
     | NewKeyFault
     | ClientsUnlistedFault
     | SpeakingRelayFault
@@ -290,15 +315,23 @@ def read_fault(body: bytes) -> Fault:
 class ConnectFaults:
     """What still waits to go wrong on the next WebSocket to a voice server."""
 
+    away_until_s: float = 0.0
+    """Of the loop's clock."""
+    redirect: str = ""
     hello_late_ms: int = 0
     interval_ms: int | None = None
     close: int | None = None
 
     def take(self) -> "ConnectFaults":
-        """What goes wrong on this one."""
-        taken = ConnectFaults(self.hello_late_ms, self.interval_ms, self.close)
+        """What goes wrong on this one, once it is open."""
+        taken = ConnectFaults(hello_late_ms=self.hello_late_ms, interval_ms=self.interval_ms, close=self.close)
         self.hello_late_ms, self.interval_ms, self.close = 0, None, None
         return taken
+
+    def take_redirect(self) -> str:
+        """Where the request at hand is sent to; empty: nowhere else."""
+        to, self.redirect = self.redirect, ""
+        return to
 
 
 @dataclass(slots=True)
@@ -309,6 +342,7 @@ class PendingFaults:
     discovery_lose: int = 0
     discovery_wrong: list[Response] = field(default_factory=list)
     modes: list[str] | None = None
+    ready_ip: str | None = None
     reject: int | None = None
     close_at: dict[Step, int] = field(default_factory=dict)
     no_ack: bool = False
@@ -338,6 +372,11 @@ class PendingFaults:
         """Modes to offer on this Identify."""
         modes, self.modes = self.modes, None
         return usual if modes is None else modes
+
+    def take_ready_ip(self, usual: str) -> str:
+        """Address to name in this Ready."""
+        told, self.ready_ip = self.ready_ip, None
+        return usual if told is None else told
 
     def take_first_seq(self) -> int:
         """Number of the first sequenced message of this session."""

@@ -136,9 +136,13 @@ class LocalDiscord:
         if transport is None:
             raise web.HTTPBadRequest(text="the connection is gone")
         address, port = transport.get_extra_info("sockname")[:2]
+        endpoint = self._endpoints.at(address, port)
+        if endpoint.coming.away_until_s > asyncio.get_running_loop().time():
+            raise web.HTTPServiceUnavailable(text="the edge is away on demand")
+        if elsewhere := endpoint.coming.take_redirect():
+            raise web.HTTPFound(elsewhere)
         socket = web.WebSocketResponse(timeout=_PEER_CLOSE_WAIT_S, compress=False)
         await socket.prepare(request)
-        endpoint = self._endpoints.at(address, port)
         await Conversation(self._server, endpoint, socket, version).run(transport)
         return socket
 

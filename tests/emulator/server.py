@@ -17,6 +17,7 @@ from tests.emulator.dave.group import DaveOp
 from tests.emulator.downlink import Bends, Downlink, Source
 from tests.emulator.endpoint import Endpoint, Endpoints
 from tests.emulator.faults import (
+    AwayFault,
     ClientsUnlistedFault,
     CloseAtFault,
     CloseFault,
@@ -42,6 +43,8 @@ from tests.emulator.faults import (
     NewKeyFault,
     NoAckFault,
     ProposalFault,
+    ReadyFault,
+    RedirectFault,
     RejectFault,
     RtpFault,
     SaidFault,
@@ -497,6 +500,12 @@ class VoiceServer:
         """Faults that act at once on a WebSocket, or on the next one to the endpoint."""
         coming = seat.guild.endpoint.coming
         match fault:
+            case AwayFault(ms=ms, how="503"):
+                coming.away_until_s = asyncio.get_running_loop().time() + ms / 1000
+            case AwayFault(ms=ms):
+                self._endpoints.shut(seat.guild.endpoint, ms / 1000)
+            case RedirectFault(to=to):
+                coming.redirect = to
             case HelloLateFault(ms=ms):
                 coming.hello_late_ms = ms
             case HelloIntervalFault(ms=ms):
@@ -670,6 +679,8 @@ def _await_next(seat: Seat, fault: Fault) -> bool:
             faults.discovery_wrong = [response] * n
         case ModesFault(modes=modes):
             faults.modes = modes
+        case ReadyFault(ip=ip):
+            faults.ready_ip = ip
         case ClientsUnlistedFault(on=on):
             faults.clients_unlisted = on
         case SpeakingRelayFault(ms=ms):

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from shared.cli.pool import LOOPBACK
 from shared.clock import CommonClock, LocalClock
 from shared.errors import ErrorCode
 from shared.schema.event import EventType
@@ -20,6 +21,7 @@ from shared.schema.records import GuildSpec, GuildStatus, GuildWant, VoiceRecord
 from shared.seal import Seal
 from shared.store.client import Store
 from shared.store.keys import Keys
+from shared.voice_servers import VoiceServers
 from tests.emulator.client import EmulatorClient
 from tests.emulator.local import LocalDiscord
 from worker.fanout.build import Builder
@@ -28,6 +30,7 @@ from worker.fanout.programme import Programme
 from worker.fanout.rows import RowTable
 from worker.fanout.sockets import SocketPool
 from worker.membership import Membership
+from worker.voice import connection
 from worker.voice.commons import VoiceShared
 from worker.voice.turns import Turns
 
@@ -49,7 +52,7 @@ class Desk:
         self.builder = Builder(table)
         self.sockets = SocketPool("127.0.0.1", range(0), per_guild=False, on_new=lambda _: None)
         exits.callback(self.sockets.close)
-        self.shared = VoiceShared(http, ssl.create_default_context(), Turns(None))
+        self.shared = VoiceShared(http, ssl.create_default_context(), VoiceServers(LOOPBACK, LOOPBACK), Turns(None))
 
     def _tell(self, _session: GuildSession, status: GuildStatus, _kind: EventType | None) -> None:
         self.told.append(status)
@@ -104,8 +107,9 @@ async def ended(desk: Desk, spec: GuildSpec, during: Callable[[GuildSession], Aw
         gc.enable()
 
 
-async def test_a_guild_that_was_never_connected_leaves_no_cycle(desk: Desk) -> None:
+async def test_a_guild_that_was_never_connected_leaves_no_cycle(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Collections look at established sessions no more, so what ends must be gone by itself."""
+    monkeypatch.setattr(connection, "JOIN_WITHIN_S", 0.2)
     voice = VoiceRecord(user_id=GUILD, session_id="s", token="t", endpoint="127.0.0.1:9")
     spec = GuildSpec(bot="main", guild=GUILD, channel=GUILD, broadcast="news", voice=voice)
     assert await ended(desk, spec, lambda _: asyncio.sleep(0))

@@ -21,11 +21,13 @@ from shared.schema.event import Event
 from shared.seal import Seal
 from shared.store.client import Store
 from shared.store.keys import Keys
+from shared.voice_servers import VoiceServers
 
 BOUND_S = 10.0
 GUILD = "123456789012345678"
 CHANNEL = "223456789012345678"
 VOICE = {"user_id": GUILD, "session_id": "SECRET-session", "token": "SECRET-token", "endpoint": "voice.example:443"}
+SERVERS = VoiceServers("voice.example")
 SEAL_KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
 
@@ -67,9 +69,11 @@ class Pool:
 
     @asynccontextmanager
     async def taking(self) -> AsyncIterator[asyncio.Task[None]]:
-        effects = JobEffects(self.registry, self.leadership, Seal(SEAL_KEY), Recovery())
+        effects = JobEffects(self.registry, self.leadership, Seal(SEAL_KEY), SERVERS, Recovery())
         self.changing = asyncio.Lock()
-        intake = Intake(self.store, self.reader, self.registry, self.leadership, effects, self.changing)
+        intake = Intake(
+            self.store, self.reader, self.registry, self.leadership, effects, self.changing, asyncio.Event()
+        )
         keeping = asyncio.create_task(self.leadership.keep())
         task = asyncio.create_task(intake.run())
         try:
@@ -219,6 +223,7 @@ async def test_an_entry_without_a_job_fails_under_its_id(pool: Pool) -> None:
         (guild_job("bad", "guild.leave", guild="12"), "guild"),
         (guild_job("bad", "guild.leave", guild=int(GUILD)), "guild"),
         (join("bad", voice=VOICE | {"endpoint": "http://x"}), "endpoint"),
+        (join("bad", voice=VOICE | {"endpoint": "voice.example.evil"}), "voice.endpoint"),
         (start("bad", source={}), "source"),
         (start("bad", opus={"bitrate": 1}), "bitrate"),
     ],
@@ -353,8 +358,8 @@ async def test_a_job_taken_by_a_deposed_leader_changes_nothing(pool: Pool, body:
     before = await pool.everything()
     mirror = (dict(pool.registry.guilds), dict(pool.registry.broadcasts))
     (entry,) = await pool.add(body)
-    effects = JobEffects(pool.registry, pool.leadership, Seal(None), Recovery())
-    intake = Intake(pool.store, pool.reader, pool.registry, pool.leadership, effects, asyncio.Lock())
+    effects = JobEffects(pool.registry, pool.leadership, Seal(None), SERVERS, Recovery())
+    intake = Intake(pool.store, pool.reader, pool.registry, pool.leadership, effects, asyncio.Lock(), asyncio.Event())
     async with asyncio.timeout(BOUND_S):
         with pytest.raises(LeaseLost):
             await intake.run()

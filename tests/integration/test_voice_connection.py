@@ -16,22 +16,25 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-import aiohttp
 import pytest
+from aiohttp import web
 from structlog.testing import capture_logs
 
-from shared.errors import ErrorCode, VoiceClosed
+from shared.cli.pool import LOOPBACK
+from shared.errors import ErrorCode, VoiceClosed, VoiceError
 from shared.protocol.opus import SILENCE_FRAME
 from shared.protocol.voice_gateway import Credentials
+from shared.voice_servers import VoiceServers
 from tests.emulator.client import EmulatorClient
 from tests.emulator.local import LocalDiscord
 from tests.emulator.records import ChannelKind, SessionReport
 from tests.emulator.tone import second_of_tone
 from tests.integration.test_receive import FRAMES, Song, sound_of, until_stopped
 from tests.media.audio import FRAME_SAMPLES, align
+from tests.media.web import served
 from worker.fanout.sockets import SocketPool
 from worker.voice import connection
-from worker.voice.commons import VoiceShared
+from worker.voice.commons import VoiceShared, voice_http
 from worker.voice.connection import Media, VoiceConnection
 from worker.voice.dave import Dave
 from worker.voice.receive.pipeline import Frame, Stopped
@@ -129,7 +132,7 @@ class Line:
             voice.endpoint,
             shared=self.shared,
             lease_port=self.sockets.lease,
-            may_resume=lambda: asyncio.sleep(0),
+            may_open=lambda: asyncio.sleep(0),
             owner=self,
             speaking=1,
             receiver=self.receiver if receiving else None,
@@ -194,10 +197,10 @@ async def line() -> AsyncIterator[Line]:
         discord = await stack.enter_async_context(LocalDiscord())
         client = await stack.enter_async_context(EmulatorClient(discord.control_url))
         tls = ssl.create_default_context(cafile=str(discord.ca_file))
-        http = await stack.enter_async_context(aiohttp.ClientSession())
+        http = await stack.enter_async_context(voice_http())
         sockets = SocketPool("127.0.0.1", range(0), per_guild=False, on_new=lambda _: None)
         stack.callback(sockets.close)
-        yield Line(client, VoiceShared(http, tls, Turns(None)), sockets)
+        yield Line(client, VoiceShared(http, tls, VoiceServers(LOOPBACK, LOOPBACK), Turns(None)), sockets)
 
 
 @pytest.fixture(scope="module")
@@ -485,18 +488,15 @@ async def test_a_message_larger_than_any_honest_one_costs_a_websocket(line: Line
     assert (session.close_code, session.close_by, session.resumed) == (1009, "client", 1)
 
 
-@pytest.mark.parametrize("goes_away", [False, True], ids=["comes back", "goes away"])
 async def test_a_server_that_ends_every_session_is_named_as_the_cause(
-    line: Line, monkeypatch: pytest.MonkeyPatch, goes_away: bool
+    line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the tries to resume are used up, the last close is what is told, also where nobody answered after it."""
+    """When the tries to resume are used up, the last close is what is told."""
     monkeypatch.setattr(connection, "RESUME_TRIES", 3)
 
     async def be_closed() -> None:
         async with line.open():
-            if goes_away:
-                line.connection._url = "wss://127.0.0.1:1/"
-            for _ in range(1 if goes_away else 3):
+            for _ in range(3):
                 line.links.clear()
                 await line.fault("close", code=4015)
                 await line.until(lambda: line.links == [False, True], "a resume")
@@ -506,6 +506,118 @@ async def test_a_server_that_ends_every_session_is_named_as_the_cause(
         await be_closed()
     assert (closed.value.code, closed.value.close_code) == (ErrorCode.VOICE_CLOSED, 4015)
     assert line.connection.resumes == 2
+
+
+# a server that is away
+
+
+@pytest.mark.parametrize("how", ["503", "refused"])
+async def test_a_session_outlives_an_absence(line: Line, words: list[bytes], how: str) -> None:
+    """It is resumed as soon as somebody answers, however often nobody did; what is said then is heard."""
+    async with line.open(), line.receiver.opus() as stream:
+        await line.fault("away", ms=4_000, how=how)
+        await line.fault("drop")
+        await line.until(lambda: line.links == [False], "a loss")
+        await line.until(lambda: line.links == [False, True], "a resume")
+        assert line.connection.resumes == 1
+        await line.speak(words)
+        assert opus_of(await until_stopped(stream)) == [*words, *CLOSING]
+
+
+async def test_a_session_is_given_up_when_no_server_keeps_it_any_more(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later than that a resume would be refused; that nobody was there is told as what it is."""
+    monkeypatch.setattr(connection, "RESUME_WITHIN_S", 1.0)
+
+    async def be_away() -> None:
+        async with line.open():
+            await line.fault("away", ms=60_000)
+            await line.fault("drop")
+            await line.until(lambda: False, "the end")
+
+    with pytest.raises(VoiceError) as gone:
+        await be_away()
+    assert gone.value.code == ErrorCode.VOICE_UNREACHABLE
+
+
+async def test_a_join_waits_for_a_server_that_is_away_for_a_moment(line: Line) -> None:
+    """As long as a restart of an edge takes, and not for ever."""
+    async with line.open("away", {"ms": 1_500}):
+        assert line.connection.resumes == 0
+
+
+async def test_a_server_that_comes_back_with_another_word_is_believed(line: Line) -> None:
+    """The session was not kept: the close says so, and no time is lost with more tries."""
+
+    async def be_refused() -> None:
+        async with line.open():
+            await line.fault("away", ms=1_000)
+            await line.fault("close_at", step="resume", code=4006)
+            await line.fault("drop")
+            await line.until(lambda: False, "the end")
+
+    with pytest.raises(VoiceClosed) as closed:
+        await be_refused()
+    assert closed.value.close_code == 4006
+
+
+# strangers
+
+
+async def _refusal(line: Line, fault: str = "", **fields: object) -> VoiceError:
+    """What a join ends with."""
+    with pytest.raises(VoiceError) as caught:
+        async with line.open(fault, fields):
+            pass
+    return caught.value
+
+
+async def test_credentials_follow_no_redirect(line: Line) -> None:
+    """Identify would go there, in the clear even: the server that was named is the only one that sees a token."""
+    asked: list[str] = []
+
+    async def stranger(request: web.Request) -> web.WebSocketResponse:
+        asked.append(request.path)
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        asked.append(str((await socket.receive()).data))
+        return socket
+
+    with capture_logs() as logs:
+        async with served(("/", stranger)) as url, line.open("redirect", {"to": f"{url}/"}):
+            assert [line["event"] for line in logs if "voice_server" in line["event"]] == [
+                *("voice_server.unreachable", "voice_server.returned")
+            ]
+    assert asked == []
+
+
+async def test_credentials_go_to_allowed_servers_alone(line: Line) -> None:
+    """Nothing is opened to another one."""
+    line.shared.servers = VoiceServers()
+    error = await _refusal(line)
+    assert error.code == ErrorCode.VOICE_SERVER_REFUSED
+    assert "GUILDCAST_VOICE_HOSTS" in error.message
+    rows = (await line.discord.report(guilds=True)).guild_rows
+    assert [row.sessions for row in rows or ()] == [[]]
+
+
+@pytest.mark.parametrize("ip", ["10.1.2.3", "169.254.169.254", "224.0.0.1", "255.255.255.255"])
+async def test_no_server_has_sound_sent_to_a_machine_inside(line: Line, ip: str) -> None:
+    """Not a datagram goes to an address that is neither public nor allowed."""
+    error = await _refusal(line, "ready", ip=ip)
+    assert error.code == ErrorCode.VOICE_SERVER_REFUSED
+    assert ip in error.message
+    assert line.sockets._sockets == []
+
+
+@pytest.mark.parametrize("ip", ["2606:4700::6812:1", "rtc-1.discord.media", "", "1.2.3", "1.2.3.4.5"])
+async def test_a_ready_that_names_no_address_fails_at_once(line: Line, ip: str) -> None:
+    """It does not come twice: to wait for the end of the handshake would be to wait for nothing."""
+    error = await _refusal(line, "ready", ip=ip)
+    assert error.code == ErrorCode.MALFORMED_MESSAGE
+    assert error.message.startswith("op 2 ready")
+    assert "$.ip" in error.message
 
 
 # messages

@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
-
+from shared.cli.pool import LOOPBACK
 from shared.protocol.voice_gateway import Credentials
+from shared.voice_servers import VoiceServers
 from tests.e2e.stack import Stack
 from tests.emulator.main.records import ChannelPlan, GuildPlan
 from tests.emulator.records import Voice
@@ -22,7 +22,7 @@ from tests.interop.led import Kind, LedClient
 from tests.interop.scenes import Failed, Outcome, Place, Scene, opus_packets
 from tests.media.audio import PROGRAMME
 from worker.fanout.sockets import SocketPool
-from worker.voice.commons import VoiceShared
+from worker.voice.commons import VoiceShared, voice_http
 from worker.voice.connection import Media, VoiceConnection
 from worker.voice.receive.pipeline import Frame
 from worker.voice.receive.receiver import Receiver
@@ -78,13 +78,13 @@ async def listening(voice: Voice, user_id: str, ca_file: Path) -> AsyncIterator[
     async def cleared() -> None:
         """Nobody else is at it."""
 
-    async with aiohttp.ClientSession() as http:
+    async with voice_http() as http:
         connection = VoiceConnection(
             Credentials(voice.guild, voice.channel, voice.user_id, voice.session_id, voice.token),
             voice.endpoint,
-            shared=VoiceShared(http, tls, Turns(None)),
+            shared=VoiceShared(http, tls, VoiceServers(LOOPBACK, LOOPBACK), Turns(None)),
             lease_port=sockets.lease,
-            may_resume=cleared,
+            may_open=cleared,
             owner=_Quiet(),
             speaking=0,
             receiver=receiver,

@@ -13,8 +13,8 @@ from shared.protocol.close_codes import CLOSE_CODES, Action, action_for, close_c
 @pytest.mark.parametrize(
     ("codes", "action"),
     [
-        ((None, 1001, 1006, 1011, 3999, 4013, 4015), Action.RESUME),
-        ((1000, 4004, 4005, 4006, 4009), Action.NEW_CREDENTIALS),
+        ((None, 1000, 1001, 1006, 1011, 3999, 4013, 4015), Action.RESUME),
+        ((4004, 4005, 4006, 4009), Action.NEW_CREDENTIALS),
         ((4014, 4022), Action.WAIT),
         ((4001, 4002, 4003, 4011, 4020), Action.FIX_ONCE),
         ((4012, 4016, 4017, 4021), Action.STOP),

@@ -163,10 +163,30 @@ def test_a_value_out_of_bounds_is_named(field: str, changes: dict[str, Any]) -> 
     assert f"`{field}`" in refusal(text(START, **changes)).message
 
 
-@pytest.mark.parametrize("endpoint", ["", "http://voice", "voice example", "voice\n", "voice/..", "@host"])
+WRONG_ENDPOINTS = (
+    *("", "http://voice", "wss://voice:443", "voice example", "voice\n", "voice/..", "../", "@host", "-voice"),
+    *("voice:", ":443", "voice:0", "voice:99999", "voice:443:1", "::1", "[::1", "voice..example", "a." * 130 + "a"),
+)
+
+
+@pytest.mark.parametrize("endpoint", WRONG_ENDPOINTS)
 def test_a_wrong_endpoint_is_refused(endpoint: str) -> None:
     """An endpoint is a host with or without a port, and no URL."""
     assert "endpoint" in refusal(text(JOIN, voice=VOICE | {"endpoint": endpoint})).message
+
+
+@pytest.mark.parametrize("endpoint", ["c-fra06-1.discord.media:8443", "voice.example", "127.0.0.1:1", "[::1]:65535"])
+def test_an_endpoint_is_read(endpoint: str) -> None:
+    """As Discord gives it, a host and a port; without one it is 443."""
+    job = decode_job(text(JOIN, voice=VOICE | {"endpoint": endpoint}))
+    assert isinstance(job, GuildJoin)
+    assert isinstance(job.voice, Voice)
+    assert job.voice.endpoint == endpoint
+
+
+def test_at_least_one_speaking_flag_is_needed() -> None:
+    """Clients ignore sound that was announced with none."""
+    assert "`speaking`" in refusal(text(JOIN, speaking=[])).message
 
 
 def test_wrong_credentials_are_not_told() -> None:

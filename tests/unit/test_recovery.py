@@ -16,8 +16,11 @@ from coordinator.recovery import (
     ANSWER_WITHIN_MS,
     ATTEMPTS,
     ATTEMPTS_WITHIN_S,
+    AWAY_FOR_S,
     FULL_FOR_S,
     LONG_RETRY_S,
+    PER_QUESTION_MS,
+    PLAIN_WITHIN_MS,
     QUESTIONS_OPEN,
     Failure,
     Recovery,
@@ -40,12 +43,13 @@ GUILD = Guild(SPEC, generation=7, worker="w")
 REJOINING = replace(GUILD, spec=msgspec.structs.replace(SPEC, on_kick="rejoin"))
 KEYS = Keys("test")
 ANSWER_WITHIN_S = ANSWER_WITHIN_MS / 1_000
+PLAIN_WITHIN_S = PLAIN_WITHIN_MS / 1_000
 LONG_S = 10_000.0
 STEADY_S = 61.0
 """A guild that was connected for so long has no past."""
 
 ACTIONS = {
-    1000: Action.NEW_CREDENTIALS,
+    1000: Action.RESUME,
     1001: Action.RESUME,
     1006: Action.RESUME,
     4001: Action.FIX_ONCE,
@@ -246,15 +250,12 @@ def test_a_session_that_is_gone_asks_for_credentials(close_code: int) -> None:
     scene = Scene()
     assert scene.fail(close_code) == []
     assert (scene.guild.worker, scene.guild.generation, scene.guild.spec.voice) == ("", 0, None)
-    if close_code == 1000:  # sent also where new credentials are on their way
-        assert 2.0 <= scene.held_s <= 5.0
-    else:
-        assert scene.held_s == 0.0
+    assert scene.held_s == 0.0
     (event,) = scene.due()
     assert event.type == "guild.voice_wanted"
     assert (event.bot, event.guild, event.channel, event.job) == ("main", GUILD_ID, GUILD_ID, "j")
     assert (event.reason, event.close_code) == ("voice_closed", close_code)
-    assert (event.leave_first, event.rejoin, event.self_deaf) == (False, True, True)
+    assert (event.leave_first, event.rejoin, event.self_deaf) == (True, True, True)
     assert event.deadline_ms == ANSWER_WITHIN_MS
     assert scene.status.state == "voice_wanted"
     assert scene.renew() == 0.0
@@ -359,15 +360,12 @@ def test_a_guild_that_stopped_comes_back_by_the_users_word(close_code: int, voic
 
 
 def test_backing_off_grows_and_is_bounded() -> None:
-    """Each failure in a row waits longer, with jitter, and never longer than a minute while there is no server."""
+    """Each failure in a row waits longer, with jitter, and never longer than a minute."""
     scene = Scene()
     for number in range(40):
-        scene.fail(None, ErrorCode.VOICE_UNREACHABLE)
+        scene.fail(None, ErrorCode.VOICE_TIMEOUT)
         longest_s = min(60.0, 2.0**number)
-        if scene.guild.spec.voice is None and number == 0:
-            assert scene.held_s == 0.0
-        else:
-            assert longest_s / 2 - 0.02 <= scene.held_s <= longest_s + 0.02
+        assert longest_s / 2 - 0.02 <= scene.held_s <= longest_s + 0.02
         scene.renew()
         scene.passes(LONG_S)
 
@@ -391,16 +389,43 @@ def test_when_it_is_tried_again_stands_in_the_status() -> None:
     assert before_ms - 20 <= scene.status.retry_at - scene.held_s * 1_000 <= unix_ms() + 20
 
 
-def test_a_server_that_stays_away_is_asked_for_through_new_credentials() -> None:
-    """Credentials name a server: when it does not answer again and again, others may name another one."""
+def test_an_absence_costs_no_credentials() -> None:
+    """Nobody being there says nothing against them: for a minute they are tried again, every few seconds."""
     scene = Scene()
-    for _ in range(2):
-        scene.fail(None, ErrorCode.VOICE_UNREACHABLE)
+    begun_s = scene.now_s
+    tries = 0
+    while scene.now_s - begun_s < AWAY_FOR_S:
+        assert scene.fail(None, ErrorCode.VOICE_UNREACHABLE) == []
+        assert scene.guild.spec.voice == VOICE
+        assert scene.held_s <= 5.02
         assert scene.due() == []
         assert scene.guild.worker == "w"
+        tries += 1
+    assert tries > ATTEMPTS
+    assert not scene.attempts_s
+
+
+def test_a_server_that_stays_away_is_asked_for_through_new_credentials() -> None:
+    """Credentials name a server: when it does not answer for long, others may name another one."""
+    scene = Scene()
+    scene.fail(None, ErrorCode.VOICE_UNREACHABLE)
+    scene.due()
+    scene.passes(AWAY_FOR_S)
     scene.fail(None, ErrorCode.VOICE_UNREACHABLE)
     (event,) = scene.due()
-    assert (event.type, event.reason, event.leave_first) == ("guild.voice_wanted", "voice_unreachable", False)
+    assert (event.type, event.reason, event.leave_first) == ("guild.voice_wanted", "voice_unreachable", True)
+
+
+@pytest.mark.parametrize("close_code", with_action(Action.RESUME))
+def test_used_credentials_are_identified_with_once(close_code: int) -> None:
+    """They may be refused for good once they had a session: the second failure asks for others, to leave first."""
+    scene = Scene()
+    scene.fail(close_code)
+    assert scene.due() == []
+    assert scene.guild.spec.voice == VOICE
+    scene.fail(close_code)
+    (event,) = scene.due()
+    assert (event.type, event.leave_first) == ("guild.voice_wanted", True)
 
 
 def test_a_guild_that_played_for_a_while_has_no_past() -> None:
@@ -571,22 +596,91 @@ def test_moving_the_bot_about_is_no_failure() -> None:
 WANTING = Guild(GuildSpec(bot="main", guild=GUILD_ID, channel=GUILD_ID, broadcast="news", job="j"))
 
 
-def test_a_session_that_is_void_again_asks_to_leave_first() -> None:
-    """4006 that comes back: the bot has to leave and join, because joining where it is brings nothing new."""
+@pytest.mark.parametrize("played_s", [0.0, 1.0, STEADY_S])
+@pytest.mark.parametrize("close_code", with_action(Action.NEW_CREDENTIALS))
+def test_whoever_had_credentials_is_asked_to_leave_first(close_code: int, played_s: float) -> None:
+    """The bot is in the channel, as far as Discord's main gateway knows, and joining where it is brings nothing."""
     scene = Scene()
-    answers = []
-    for _ in range(3):
-        scene.fail(4006)
+    scene.well(played_s)
+    for _ in range(2):
+        scene.fail(close_code)
         (event,) = scene.due()
-        answers.append(event.leave_first)
+        assert (event.rejoin, event.leave_first, event.deadline_ms) == (True, True, ANSWER_WITHIN_MS)
         scene.renew()
         scene.step()
-        scene.well(1.0)
-    assert answers == [False, True, True]
-    scene.well(STEADY_S)
+
+
+# a kick
+
+
+def kicked_and_answered() -> Scene:
+    """The bot was asked before it heard of its kick, and answered with what it had."""
+    scene = Scene()
+    scene.well(1.0)
+    scene.fail(4014)
+    (event,) = scene.step()
+    assert event.rejoin is False
+    scene.renew()
+    scene.step()
+    assert scene.guild.worker == "w"
+    return scene
+
+
+@pytest.mark.parametrize("close_code", with_action(Action.NEW_CREDENTIALS))
+def test_a_kick_stays_a_kick(close_code: int) -> None:
+    """Credentials that came after a disconnect and are refused were the old ones: again the bot's word, and no join."""
+    scene = kicked_and_answered()
+    scene.fail(close_code)
+    (event,) = scene.due()
+    assert (event.type, event.reason, event.rejoin) == ("guild.voice_wanted", "disconnected", False)
+    scene.passes(ANSWER_WITHIN_S)
+    (stopped,) = scene.step()
+    assert (stopped.type, stopped.code, stopped.final) == ("guild.stopped", "kicked", True)
+
+
+def test_a_move_that_was_answered_is_over_once_it_stands() -> None:
+    """Credentials that were good make whatever comes later a matter of its own."""
+    scene = kicked_and_answered()
+    scene.well(1.0)
     scene.fail(4006)
     (event,) = scene.due()
-    assert event.leave_first is False
+    assert (event.rejoin, event.leave_first) == (True, True)
+
+
+def test_a_kick_is_over_by_the_users_word() -> None:
+    """Who joins anew means it."""
+    scene = kicked_and_answered()
+    scene.renew()
+    scene.step()
+    scene.fail(4006)
+    (event,) = scene.due()
+    assert event.rejoin is True
+
+
+# how long it may take
+
+
+def test_a_plain_question_is_given_up_soon() -> None:
+    """A bot that is in the channel already can answer nothing: it is asked to leave first after a moment."""
+    scene = Scene(WANTING)
+    (event,) = scene.step()
+    assert (event.leave_first, event.deadline_ms) == (False, PLAIN_WITHIN_MS)
+    scene.passes(PLAIN_WITHIN_S)
+    scene.step()
+    (again,) = scene.due()
+    assert (again.leave_first, again.deadline_ms) == (True, ANSWER_WITHIN_MS)
+
+
+def test_a_bot_with_many_questions_has_longer() -> None:
+    """It may send two commands a second: what was asked later may be answered later."""
+    recovery = Recovery()
+    deadlines = []
+    for number in range(QUESTIONS_OPEN):
+        guild = Guild(GuildSpec(bot="main", guild=str(10**17 + number), channel=GUILD_ID, broadcast="n"))
+        (event,) = Scene(guild, recovery).step()
+        deadlines.append(event.deadline_ms)
+    expected = [PLAIN_WITHIN_MS + number * PER_QUESTION_MS for number in range(QUESTIONS_OPEN)]
+    assert deadlines == [min(one, ANSWER_WITHIN_MS) for one in expected]
 
 
 def test_a_guild_that_never_had_credentials_is_asked_for_as_such() -> None:
@@ -598,7 +692,7 @@ def test_a_guild_that_never_had_credentials_is_asked_for_as_such() -> None:
     scene.step()
     scene.fail(4006)
     (event,) = scene.step()
-    assert (event.close_code, event.leave_first) == (4006, False)
+    assert (event.close_code, event.leave_first) == (4006, True)
 
 
 def test_credentials_that_fail_again_and_again_are_asked_for_ever_more_rarely() -> None:
@@ -621,7 +715,7 @@ def test_while_an_answer_is_awaited_the_guild_is_asked_about_once() -> None:
     scene = Scene(WANTING)
     assert scene.step()
     for _ in range(3):
-        scene.passes(ANSWER_WITHIN_S / 4)
+        scene.passes(PLAIN_WITHIN_S / 4)
         assert scene.step() == []
 
 
@@ -651,7 +745,7 @@ def test_a_question_is_overdue_only_after_its_deadline() -> None:
     """The user's bot has the whole time that it was told."""
     scene = Scene(WANTING)
     scene.step()
-    scene.passes(ANSWER_WITHIN_S - 0.01)
+    scene.passes(PLAIN_WITHIN_S - 0.01)
     assert scene.step() == []
 
 

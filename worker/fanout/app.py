@@ -9,8 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 
-import aiohttp
-
 from shared.clock import NS_PER_MS, NS_PER_S, CommonClock, LocalClock, unix_ms
 from shared.errors import ErrorCode, StoreError
 from shared.logs import get_logger
@@ -21,6 +19,7 @@ from shared.settings import Settings, parse_clock_error
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
 from shared.store.time_sync import TimeSync
+from shared.voice_servers import VoiceServers
 from worker.fanout.admission import Admission, Reading
 from worker.fanout.build import Builder
 from worker.fanout.grid import TICK_NS, tick_at
@@ -43,7 +42,8 @@ from worker.fanout.sending import SenderProcess
 from worker.fanout.sockets import SocketPool
 from worker.membership import LEASE_MS, RENEW_EVERY_MS, Membership
 from worker.reporter import Reporter
-from worker.voice.commons import VoiceShared
+from worker.voice.commons import VoiceShared, voice_http
+from worker.voice.doors import Doors
 from worker.voice.turns import Turns
 
 AHEAD_TICKS = 4
@@ -109,11 +109,16 @@ class FanoutWorker:
         if settings.tls_ca_file is not None:
             tls.load_verify_locations(settings.tls_ca_file)
         self._seal = Seal(settings.seal_key.get_secret_value() if settings.seal_key else None)
-        http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
-        )
+        servers = VoiceServers(settings.voice_hosts, settings.voice_networks)
         turns = Turns(SPARE_NS, self._build_far, every_passes=_TURNS_EVERY_PASSES)
-        self._voice = VoiceShared(http, tls, turns, dave_required=settings.dave_required)
+        self._voice = VoiceShared(
+            voice_http(),
+            tls,
+            servers,
+            turns,
+            dave_required=settings.dave_required,
+            doors=Doors(settings.fanout_workers),
+        )
         self._wants: Mapping[str, GuildWant] = {}
         self._refused: dict[str, int] = {}
         """Generations of guilds that came when there was no room: given to others by now, so never taken up here."""

@@ -87,13 +87,12 @@ class GuildSession:
             if spec.voice is None:
                 raise VoiceError("no voice credentials came with this guild", code=ErrorCode.VOICE_CREDENTIALS_MISSING)
             voice = self._seal.open_voice(spec.voice)
-            await self._membership.wait_clearance()
             self._connection = VoiceConnection(
                 Credentials(spec.guild, spec.channel, voice.user_id, voice.session_id, voice.token),
                 voice.endpoint,
                 shared=self._shared,
                 lease_port=self._sockets.lease,
-                may_resume=self._membership.wait_clearance,
+                may_open=self._membership.wait_clearance,
                 owner=self,
                 speaking=speaking_bits(spec.speaking),
             )

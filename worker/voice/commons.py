@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+from shared.voice_servers import VoiceServers
+from worker.voice.doors import Doors
 from worker.voice.rounds import Rounds
 from worker.voice.turns import Turns
 
@@ -30,16 +32,39 @@ class VoiceShared:
     """Handed to each connection.
 
     Attributes:
-        http: opens the WebSockets.
+        http: opens the WebSockets, see `voice_http`.
         tls: trusts the servers.
+        servers: those that credentials and sound may go to.
         turns: of what holds the loop.
         dave_required: refuse to go on without end-to-end encryption in a session that had it.
+        doors: of all voice servers.
         rounds: of what all connections do again and again.
     """
 
     http: aiohttp.ClientSession
     tls: ssl.SSLContext
+    servers: VoiceServers
     turns: Turns
     dave_required: bool = False
     counters: VoiceCounters = field(default_factory=VoiceCounters)
+    doors: Doors = field(default_factory=Doors)
     rounds: Rounds = field(default_factory=Rounds)
+
+
+def voice_http() -> aiohttp.ClientSession:
+    """A client for the WebSockets of voice servers: without cookies and proxies, and it follows nobody elsewhere."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        middlewares=(_stay_here,),
+    )
+
+
+async def _stay_here(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Refuse a redirect: what is said next would be Identify, and go wherever the answer names."""
+    response = await handler(request)
+    if 300 <= response.status < 400:
+        response.close()
+        raise aiohttp.ClientConnectionError(f"the server redirects ({response.status}), which is not followed")
+    return response

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from shared.errors import ErrorCode, MalformedPacket, ProtocolError, VoiceClosed, VoiceError
+from shared.errors import ErrorCode, HandshakeBroken, MalformedPacket, ProtocolError, VoiceClosed, VoiceError
 from shared.logs import get_logger
 from shared.protocol import ip_discovery
 from shared.protocol.close_codes import Action
@@ -39,6 +39,7 @@ from shared.protocol.voice_gateway import (
 )
 from worker.voice.commons import VoiceShared
 from worker.voice.dave import MAX_VERSION, Dave
+from worker.voice.doors import Place
 from worker.voice.receive.receiver import Receiver
 from worker.voice.rounds import Round
 
@@ -53,15 +54,25 @@ SHORTEST_HEARTBEAT_S = 1.0
 DEAD_AFTER_UNACKED = 2
 """At the server's own interval of 13.75 s a dead one is noticed after 28 to 41 s (section 2.4)."""
 RESUME_TRIES = 5
+"""With a server that is there."""
+RESUME_WITHIN_S = 60.0
+"""So long a server keeps a session whose WebSocket is gone (section 2.5)."""
+JOIN_WITHIN_S = 5.0
+"""A server that is away is waited for, where there is no session yet."""
 STEADY_AFTER_S = 30.0
 """A session that stood this long has its tries back."""
 CLOSE_TIMEOUT_S = 1.0
 _CLOSE_FOR_GOOD = 1000
+_NO_CLOSE = 1006
+_FIRST_VOICE_CODE = 4000
 _CLOSE_TO_RESUME = 4000
 """1000 would end the session on the server (section 2.5)."""
 _LARGEST_MESSAGE_BYTES = 1 << 20
 _KINDS_LOGGED = 32
-_NOT_THE_NETWORK = (ErrorCode.E2EE_REQUIRED, ErrorCode.E2EE_FAILED, ErrorCode.VOICE_MODE_UNSUPPORTED)
+_NOT_THE_NETWORK = (
+    *(ErrorCode.E2EE_REQUIRED, ErrorCode.E2EE_FAILED, ErrorCode.VOICE_MODE_UNSUPPORTED),
+    *(ErrorCode.MALFORMED_MESSAGE, ErrorCode.VOICE_SERVER_REFUSED),
+)
 _MODE_BITS = {"microphone": 1, "soundshare": 2, "priority": 4}
 
 
@@ -115,7 +126,7 @@ class VoiceConnection:
         endpoint: host or host:port of the voice gateway.
         shared: what all connections of a worker share.
         lease_port: gives a UDP 5-tuple towards the media server.
-        may_resume: returns once resuming is allowed (`worker.membership.Membership.wait_clearance`).
+        may_open: returns once a WebSocket may be opened (`worker.membership.Membership.wait_clearance`).
         owner: told of the session.
         speaking: flags of op 5 while established.
         receiver: takes what others send; None: nobody listens.
@@ -128,22 +139,25 @@ class VoiceConnection:
         *,
         shared: VoiceShared,
         lease_port: LeasePort,
-        may_resume: Callable[[], Awaitable[None]],
+        may_open: Callable[[], Awaitable[None]],
         owner: Owner,
         speaking: int,
         receiver: Receiver | None = None,
     ) -> None:
         self._gateway = VoiceGateway(credentials, max_dave_protocol_version=MAX_VERSION)
+        self._endpoint = endpoint
         self._url = f"wss://{endpoint}/?v={self._gateway.version}"
         self._user_id = credentials.user_id
         self._shared = shared
         self._lease_port = lease_port
-        self._may_resume = may_resume
+        self._may_open = may_open
         self._owner = owner
         self._speaking = speaking
         self._receiver = receiver
         self._log = get_logger().bind(guild=credentials.guild_id)
         self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._place: Place | None = None
+        """Until the handshake is done."""
         self._port: DatagramPort | None = None
         self._remote: tuple[str, int] = ("", 0)
         self._keepalives = 0
@@ -194,49 +208,54 @@ class VoiceConnection:
 
         Raises: VoiceClosed, VoiceError: the session is over.
         """
+        _refuse(self._shared.servers.refusal_of_endpoint(self._endpoint))
         tries = 0
-        answered: VoiceError | None = None
-        """The last end in these tries that a server had a part in."""
+        lost_at_s = time.monotonic()
         failure: VoiceError | None = None
         try:
             while not self._closing:
                 established_before = self._gateway.can_resume
-                code: int | None = None
                 failure = None
                 try:
                     await self._serve_one_socket()
                 except VoiceClosed as closed:
-                    code, failure = closed.close_code, closed
-                    if not self._resumable(code):
+                    failure = closed
+                    if not self._resumable(closed.close_code):
                         raise
                 except VoiceError as error:
-                    # the network failed: an established session outlives that, a new one is given up
-                    if error.code in _NOT_THE_NETWORK or not established_before or not self._resumable(None):
-                        raise
+                    # the network failed: an established session outlives that, a new one only a door that is closed
                     failure = error
+                    if error.code in _NOT_THE_NETWORK or not self._may_try_again(error, established_before):
+                        raise
                 if self._closing or failure is None:
                     return
-                if self._up_since_s is not None and time.monotonic() - self._up_since_s > STEADY_AFTER_S:
-                    tries, answered = 1, None
-                else:
-                    tries += 1
-                    if failure.code != ErrorCode.VOICE_UNREACHABLE:
-                        answered = failure
+                if self._up_since_s is not None:
+                    lost_at_s = time.monotonic()
+                    if lost_at_s - self._up_since_s > STEADY_AFTER_S:
+                        tries = 0
+                    self._log.info("connection.lost", error=failure.message)
+                    self._owner.link(False)
+                if failure.code == ErrorCode.VOICE_UNREACHABLE:
+                    # the door makes wait; that nobody is there says nothing against the session
+                    patience_s = RESUME_WITHIN_S if established_before else JOIN_WITHIN_S
+                    if time.monotonic() - lost_at_s > patience_s:
+                        raise failure
+                    continue
+                tries += 1
                 if tries >= RESUME_TRIES:
-                    # That a server ended the session must not look like a network that is away: it costs an attempt.
                     self._log.warning("connection.not_resumed", attempts=tries)
-                    raise answered or failure
-                self.resumes += 1
-                self._log.info("connection.resuming", close_code=code, attempt=tries)
-                self._owner.link(False)
+                    raise failure
                 await asyncio.sleep(random.uniform(0, 0.25 * 2 ** (tries - 1)))  # noqa: S311 - jitter
-                await self._may_resume()
         finally:
-            failure = answered = None  # their tracebacks hold this frame: that would be a cycle
+            failure = None  # its traceback holds this frame: that would be a cycle
             self._closing = True
             self.dave.close()
             if self._port is not None:
                 self._port.release()
+
+    def _may_try_again(self, error: VoiceError, established_before: bool) -> bool:
+        resumable = self._resumable(None)
+        return error.code == ErrorCode.VOICE_UNREACHABLE or (established_before and resumable)
 
     def _resumable(self, code: int | None) -> bool:
         return self._gateway.disconnected(code) is Action.RESUME and self._gateway.can_resume
@@ -246,16 +265,25 @@ class VoiceConnection:
         self._up_since_s = None
         self._failure = None
         self._working = False
+        with await self._shared.doors.enter(self._endpoint) as self._place:
+            await self._may_open()
+            websocket = await self._connect()
+            await self._talk(websocket)
+
+    async def _connect(self) -> aiohttp.ClientWebSocketResponse:
+        """Raises: VoiceError: the server cannot be reached."""
         try:
             await self._shared.turns.handshake()
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                websocket = await self._shared.http.ws_connect(
+                return await self._shared.http.ws_connect(
                     self._url, ssl=self._shared.tls, max_msg_size=_LARGEST_MESSAGE_BYTES, autoclose=False, compress=0
                 )
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             told = f"{self._url}: {error or 'no answer'}"
             # without the frames, in which the library leaves cycles
             raise VoiceError(told, code=ErrorCode.VOICE_UNREACHABLE) from error.with_traceback(None)
+
+    async def _talk(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = websocket
         self._conversing = asyncio.current_task()
         try:
@@ -274,6 +302,7 @@ class VoiceConnection:
                 await _close_quietly(websocket, _CLOSE_FOR_GOOD if self._closing else _CLOSE_TO_RESUME)
 
     async def _converse(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
+        assert self._place is not None
         gateway = self._gateway
         gateway.connected()
         self._flush(websocket)
@@ -284,8 +313,9 @@ class VoiceConnection:
                 if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
                     if self._closing:
                         return
-                    code = websocket.close_code if message.type is not aiohttp.WSMsgType.ERROR else 1006
-                    raise VoiceClosed(code if code is not None else 1006, _reason(message))
+                    code = websocket.close_code if message.type is not aiohttp.WSMsgType.ERROR else None
+                    raise self._ended(_NO_CLOSE if code is None else code, _reason(message))
+                self._place.answered()
                 for event in self._read(message):
                     self._react(event)
                     self._working = True
@@ -297,6 +327,15 @@ class VoiceConnection:
             for one in self._rounds.values():
                 one.cancel()
             self._rounds.clear()
+
+    def _ended(self, code: int, reason: str) -> VoiceError:
+        """What a WebSocket ended with. Before the first word it was no voice server's but its edge's."""
+        assert self._place is not None
+        if code >= _FIRST_VOICE_CODE or code == _CLOSE_FOR_GOOD:
+            self._place.answered()
+        if self._place.was_answered:
+            return VoiceClosed(code, reason)
+        return VoiceError(f"{self._url}: closed with {code} before the first word", code=ErrorCode.VOICE_UNREACHABLE)
 
     def _fail(self, error: Exception) -> None:
         """End this WebSocket from outside of its conversation: `error` is what it ends with."""
@@ -318,11 +357,17 @@ class VoiceConnection:
         raise VoiceError(f"no answer in state {self._gateway.state}", code=ErrorCode.VOICE_TIMEOUT)
 
     def _read(self, message: aiohttp.WSMessage) -> list[Event]:
-        """What a message means; one that cannot be read is counted, logged once per kind, and costs nothing else."""
+        """What a message means; one that cannot be read is counted, logged once per kind, and costs nothing else.
+
+        Raises: VoiceError: it was what the handshake waits for.
+        """
         try:
             if message.type is aiohttp.WSMsgType.TEXT:
                 return self._gateway.receive_text(message.data)
             return self._gateway.receive_binary(message.data)
+        except HandshakeBroken as error:
+            self._shared.counters.malformed_messages += 1
+            raise VoiceError(error.message, code=ErrorCode.MALFORMED_MESSAGE) from None
         except ProtocolError as error:
             self._shared.counters.malformed_messages += 1
             kind = error.message.partition(":")[0]
@@ -340,6 +385,7 @@ class VoiceConnection:
                     spread_s = interval_s * random.random()  # noqa: S311 - over all connections
                     self._go_round("heartbeat", spread_s, interval_s, self._heartbeat)
             case Ready():
+                _refuse(self._shared.servers.refusal_of_address(event.ip))
                 if self._port is not None:
                     self._port.release()
                 if self._receiver is not None:
@@ -380,6 +426,7 @@ class VoiceConnection:
                     self._speaking_heard = True
                     self._owner.media(media)
             case Resumed():
+                self.resumes += 1
                 self._up_since_s = time.monotonic()
                 self._gateway.speaking(self._speaking)
                 # answered behind all that the server tells again: audio may start, and the group knows where it stands
@@ -413,6 +460,8 @@ class VoiceConnection:
     def _stay(self) -> None:
         """The handshake is done; from now on the 5-tuple is kept alive. A second key changes nothing in that."""
         self._end_round("handshake")
+        if self._place is not None:
+            self._place.leave()
         if "keepalive" not in self._rounds:
             self._go_round("keepalive", 0, KEEPALIVE_EVERY_S, self._keep_alive)
 
@@ -425,11 +474,11 @@ class VoiceConnection:
                 else:
                     _at_once(websocket.send_str(message))
         except (aiohttp.ClientError, OSError) as error:
-            raise VoiceClosed(1006, str(error)) from error
+            raise VoiceClosed(_NO_CLOSE, str(error)) from error
 
     def _heartbeat(self) -> None:
         if self._gateway.unacked_heartbeats >= DEAD_AFTER_UNACKED and not self._working:
-            raise VoiceClosed(1006, f"{DEAD_AFTER_UNACKED} heartbeats without an answer")
+            raise VoiceClosed(_NO_CLOSE, f"{DEAD_AFTER_UNACKED} heartbeats without an answer")
         self.dave.check()
         self._queue_heartbeat()
         assert self._socket is not None
@@ -494,6 +543,12 @@ class VoiceConnection:
         await _close_quietly(websocket, _CLOSE_FOR_GOOD)
 
 
+def _refuse(reason: str) -> None:
+    """Raises: VoiceError: there is a reason."""
+    if reason:
+        raise VoiceError(reason, code=ErrorCode.VOICE_SERVER_REFUSED)
+
+
 def _at_once(sending: Coroutine[Any, Any, None]) -> None:
     """Send without waiting: a peer that lets so much pile up that there is something to wait for is as good as gone.
 
@@ -504,7 +559,7 @@ def _at_once(sending: Coroutine[Any, Any, None]) -> None:
     except StopIteration:
         return
     sending.close()
-    raise VoiceClosed(1006, "the server takes nothing")
+    raise VoiceClosed(_NO_CLOSE, "the server takes nothing")
 
 
 async def _close_quietly(websocket: aiohttp.ClientWebSocketResponse, code: int) -> None:
