@@ -67,7 +67,7 @@ _NETWORK_ACTION = Action.RESUME
 
 _WHEN_IT_REPEATS = {
     Action.RESUME: f"a fresh Identify, then `{Action.NEW_CREDENTIALS}`",
-    Action.NEW_CREDENTIALS: f"`{Action.NEW_CREDENTIALS}`, leaving the channel first, backing off",
+    Action.NEW_CREDENTIALS: f"`{Action.NEW_CREDENTIALS}`, backing off",
     Action.WAIT: f"`{Action.WAIT}`",
     Action.FIX_ONCE: f"`{Action.STOP}`",
     Action.STOP: "not tried again",

@@ -28,9 +28,7 @@ HeaderName = Annotated[str, Meta(pattern=r"^(Authorization|Cookie|User-Agent|Ref
 HeaderValue = Annotated[
     str, Meta(min_length=1, max_length=4096, pattern=r"^[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?$(?!\n)")
 ]
-Endpoint = Annotated[
-    str, Meta(pattern=ENDPOINT_PATTERN, description="host, or host:port with a port of 1 to 65535, of a voice server")
-]
+Endpoint = Annotated[str, Meta(pattern=ENDPOINT_PATTERN, description="a host, or host:port with a port of 1 to 65535")]
 SourceKind = Literal["auto", "live", "file"]
 UnixMs = Annotated[int, Meta(ge=0, description="unix milliseconds")]
 
@@ -218,6 +216,8 @@ Job = (
 )
 
 _decoder: msgspec.json.Decoder[Job] = msgspec.json.Decoder(Job)
+_MEANINGS: tuple[Meta, ...] = tuple(kind.__metadata__[0] for kind in (Snowflake, Name, Endpoint))  # type: ignore[attr-defined]
+"""What a text shall be, for people, in place of the pattern that it has to match."""
 
 
 class _JobHead(msgspec.Struct):
@@ -258,6 +258,8 @@ def _explain(text: str, body: str) -> str:
     if text.endswith("`$.type`"):
         allowed = ", ".join(sorted(str(kind.__struct_config__.tag) for kind in Job.__args__))
         return f"type: {_head_decoder.decode(body).type!r} is unknown, allowed: {allowed}"
+    for meaning in _MEANINGS:
+        text = text.replace(f"`str` matching regex {meaning.pattern!r}", str(meaning.description))
     return text.replace("$.", "").replace("`$`", "the job")
 
 

@@ -152,6 +152,52 @@ async def resumed_too_late_for_what_was_missed(room: Room) -> None:
 
 
 @case(Due.RESUMED)
+async def closed_normally(room: Room) -> None:
+    """1000 is said without a reason, too."""
+    await room.play()
+    await room.fault("close", code=1000)
+    await room.resumed()
+
+
+@case(Due.ASKED)
+async def closed_normally_for_good(room: Room) -> None:
+    await room.play()
+    await room.fault("close_at", step="resume", code=4006)
+    await room.fault("close", code=1000)
+    await room.renewed()
+
+
+@case(Due.RESUMED)
+async def the_edge_is_away(room: Room) -> None:
+    """For longer than any number of tries would last."""
+    await room.play()
+    await room.fault("away", ms=8_000)
+    await room.fault("drop")
+    await room.resumed()
+
+
+@case(Due.RESUMED)
+async def nobody_listens_at_the_port(room: Room) -> None:
+    await room.play()
+    await room.fault("away", ms=8_000, how="refused")
+    await room.fault("drop")
+    await room.resumed()
+
+
+@case(Due.NOTHING)
+async def the_edge_is_away_at_the_join(room: Room) -> None:
+    await room.fault("away", ms=2_000)
+    await room.play()
+
+
+@case(Due.NOTHING)
+async def sent_elsewhere(room: Room) -> None:
+    """A redirect is not followed: the server that was named is asked again."""
+    await room.fault("redirect", to="http://127.0.0.1:9/")
+    await room.play()
+
+
+@case(Due.RESUMED)
 async def numbers_wrap_around_a_resume(room: Room) -> None:
     """Messages are numbered 65535, 0, 1 ..; some before, some while we are away, some after."""
     await room.fault("first_seq", seq=65_520)

@@ -142,7 +142,7 @@ async def test_a_session_that_is_gone_is_heard_again_with_new_credentials(
     """The outside bot is asked once, told why, and its answer is used."""
     fate = fates[code]
     (wanted,) = fate.wanted
-    assert (wanted.close_code, wanted.rejoin, wanted.leave_first) == (code, True, False)
+    assert (wanted.close_code, wanted.rejoin, wanted.leave_first) == (code, True, True)
     first, second = fate.sessions
     assert (first.close_code, first.close_by) == (code, "server")
     assert second.state == "live"

@@ -36,7 +36,7 @@ class Closing:
         """Whether the session may be resumed after it (reference section 2.6)."""
         if self.by == "client":
             return self.code not in (1000, 1001)
-        return self.code in RESUMABLE_SERVER_CLOSES or 1001 < self.code < 4000
+        return self.code in RESUMABLE_SERVER_CLOSES or self.code < 4000
 
 
 @dataclass(slots=True, eq=False)
