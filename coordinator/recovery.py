@@ -63,6 +63,8 @@ class Failure(NamedTuple):
 _OTHER_CREDENTIALS = (
     *(ErrorCode.VOICE_CREDENTIALS_REJECTED, ErrorCode.VOICE_CREDENTIALS_MISSING, ErrorCode.VOICE_SERVER_REFUSED),
 )
+_AWAY = (*(ErrorCode.VOICE_UNREACHABLE, ErrorCode.UDP_LOST, ErrorCode.UDP_REFUSED, ErrorCode.UDP_UNREACHABLE),)
+"""The server, or the way to it, is away: trying on does no harm, and says nothing against credentials."""
 _NEVER_HAD = Failure(str(ErrorCode.VOICE_CREDENTIALS_MISSING))
 
 
@@ -241,7 +243,8 @@ class Recovery:
             trouble.worn_out = False
             self._let_go(guild, failure, trouble, 0.0, change, void=True)
             return
-        if failure.code == ErrorCode.VOICE_UNREACHABLE:  # no server was asked: trying on does no harm
+        still_away = failure.code == ErrorCode.UDP_BLOCKED and trouble.away_since_s is not None
+        if failure.code in _AWAY or still_away:
             self._wait_for_server(guild, failure, trouble, now_s, change)
             return
         trouble.away_since_s = None

@@ -91,6 +91,9 @@ class ErrorCode(StrEnum):
     E2EE_DOWNGRADED = "e2ee_downgraded"
     VOICE_SERVER_REFUSED = "voice_server_refused"
     UDP_BLOCKED = "udp_blocked"
+    UDP_LOST = "udp_lost"
+    UDP_REFUSED = "udp_refused"
+    UDP_UNREACHABLE = "udp_unreachable"
     # bytes of a peer
     MALFORMED_MESSAGE = "malformed_message"
     MALFORMED_PACKET = "malformed_packet"

@@ -67,12 +67,13 @@ class ProductMember:
         self.alarms.append(Alarm(after_s, ring))
         return self.alarms[-1]
 
-    def wait(self) -> None:
+    def wait(self) -> list[Reply]:
         """So long that every timer goes off."""
         alarms, self.alarms = self.alarms, []
         for alarm in alarms:
             if not alarm.cancelled:
                 alarm.ring()
+        return self._take([])
 
     def resume(self) -> list[Reply]:
         """The WebSocket broke, and the session goes on over another one; what was missed is replayed by the caller."""

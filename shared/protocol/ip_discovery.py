@@ -1,4 +1,4 @@
-"""IP discovery and keepalives: the plain datagrams beside the audio.
+"""IP discovery, keepalives and pings: the plain datagrams beside the audio.
 
 A request asks the voice server from which address and port it sees this socket. UDP loses packets: the caller repeats.
 
@@ -25,6 +25,7 @@ _PORT = struct.Struct(">H")
 _ADDRESS_OFFSET = _HEADER.size
 _PORT_OFFSET = _ADDRESS_OFFSET + _ADDRESS_BYTES
 
+_PING, _PONG = bytes.fromhex("1337cafe"), bytes.fromhex("1337f00d")
 _COUNTER_BYTES = 4
 _COUNTER_MASK = 0xFFFF_FFFF
 
@@ -83,3 +84,22 @@ def keepalive(counter: int) -> bytes:
     Source: voice protocol reference, section 3.2, keepalive A.
     """
     return (counter & _COUNTER_MASK).to_bytes(_COUNTER_BYTES, "little").ljust(KEEPALIVE_BYTES, b"\x00")
+
+
+def ping(counter: int) -> bytes:
+    """Build a ping, which servers answer.
+
+    Args:
+        counter: +1 for each ping, taken modulo 2^32.
+    Returns: 8 bytes: `1337CAFE`, big-endian counter.
+    Source: voice protocol reference, section 3.2, UDP ping, and section 11, 4.
+    """
+    return _PING + (counter & _COUNTER_MASK).to_bytes(_COUNTER_BYTES, "big")
+
+
+def is_pong(datagram: bytes) -> bool:
+    """Whether this answers a ping, whichever.
+
+    Source: voice protocol reference, section 3.2, UDP ping.
+    """
+    return len(datagram) == KEEPALIVE_BYTES and datagram.startswith(_PONG)

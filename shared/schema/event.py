@@ -29,6 +29,7 @@ EventType = Literal[
     "guild.reconnecting",
     "guild.listeners",
     "guild.dave_downgraded",
+    "guild.udp_lost",
     "guild.voice_wanted",
     "guild.stopped",
     "guild.failed",

@@ -191,6 +191,8 @@ class WorkerStats(Record, frozen=True, kw_only=True):
     """Longest time from somebody else in the channel to a group that can send."""
     clear_frames_refused: int = 0
     """Frames that were not sent because they could not be encrypted end to end."""
+    udp_paths_lost: int = 0
+    """Sessions whose sound did not leave, or did not arrive, any more."""
     messages_malformed: int = 0
     """Messages of voice gateways that could not be read."""
     lateness_p999_us: int = 0

@@ -282,6 +282,46 @@ async def a_message_of_a_megabyte(room: Room) -> None:
 # the handshake
 
 
+# the way of sound
+
+
+@case(Due.NOTHING, voided=20 * SECOND)
+async def sound_vanishes_for_a_while(room: Room) -> None:
+    """The WebSocket lives, and nothing comes back: that is told, and is over when the server answers again."""
+    await room.play()
+    await room.fault("path", how="swallow")
+    await room.stack.wait_event("guild.udp_lost", 15, guild=room.guild, code="udp_lost")
+    await room.stack.wait_state([room.guild], "reconnecting")
+    await room.fault("path", how="open")
+    await room.hear_more()
+
+
+@case(Due.AGAIN, voided=30 * SECOND)
+async def sound_vanishes_on_this_way(room: Room) -> None:
+    """What does not come back is left: a new session, from another port."""
+    await room.play()
+    await room.fault("path", how="swallow")
+    await room.stack.wait_event("guild.failed", 30, guild=room.guild, code="udp_lost")
+    await room.fault("path", how="open")
+    await room.renewed()
+
+
+@case(Due.NOTHING, voided=10 * SECOND)
+async def sound_is_refused_for_a_while(room: Room) -> None:
+    await room.play()
+    await room.fault("path", how="refuse")
+    await room.stack.wait_event("guild.udp_lost", guild=room.guild, code="udp_refused")
+    await room.fault("path", how="open")
+    await room.hear_more()
+
+
+@case(Due.NOTHING)
+async def pings_are_not_answered(room: Room) -> None:
+    """A server that never did may be one that does not."""
+    await room.fault("ping_silent")
+    await room.play(17 * SECOND)
+
+
 @case(Due.FAILED, code="udp_blocked")
 async def discovery_unanswered(room: Room) -> None:
     await room.fault("discovery_silent")

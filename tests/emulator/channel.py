@@ -99,6 +99,14 @@ class Channel:
             self.dispatch(self.group.leave(session.user))
         self._refresh()
 
+    def sever(self, session: "VoiceSession") -> None:
+        """A session lost its WebSocket: where that is wished for, its client is taken out of the group."""
+        faults = session.seat.faults
+        told, faults.severed_told = faults.severed_told, None
+        if told is not None and self.group is not None and session.told is not None:
+            faults.untold = not told
+            self.dispatch(self.group.sever(session.user))
+
     def join_member(self, user: str, ssrc: int, delay_s: float) -> Member:
         """A member comes. Raises: TakenError."""
         if user in self.users:
@@ -184,7 +192,11 @@ class Channel:
     @staticmethod
     def _tell_arrivals(sessions: "Iterable[VoiceSession]", users: list[str]) -> None:
         for session in sessions:
-            if not session.seat.faults.clients_unlisted:
+            late_s = session.seat.faults.listing_late_ms / 1000
+            if late_s:
+                tell = partial(_unless_ended, session, Op.CLIENTS_CONNECT, {"user_ids": users})
+                asyncio.get_running_loop().call_later(late_s, tell)
+            elif not session.seat.faults.clients_unlisted:
                 session.send(Op.CLIENTS_CONNECT, {"user_ids": users})
             for user in users:
                 session.send(Op.CLIENT_FLAGS, {"user_id": user, "flags": 0})
@@ -246,6 +258,8 @@ class Channel:
 
     def _send(self, session: "VoiceSession", message: Outgoing) -> None:
         faults, op, body = session.seat.faults, message.op, message.body
+        if faults.untold:
+            return
         if isinstance(body, bytes):
             for bent in faults.bend(op, body):
                 session.send_binary(op, bent)
@@ -294,11 +308,7 @@ class Channel:
             self.dispatch(self._to_group(member.user, reply.op, body))
 
     def _later(self, delay_s: float, session: "VoiceSession", op: int, data: object) -> None:
-        def send() -> None:
-            if not session.ended:
-                session.send(op, data)
-
-        self._call_later(delay_s, send)
+        self._call_later(delay_s, partial(_unless_ended, session, op, data))
 
     def _call_later(self, delay_s: float, what: Callable[[], None]) -> None:
         def run() -> None:
@@ -402,6 +412,11 @@ class Channel:
         listened = self.guild.sampled and bool(self.members)
         for session in self.present.values():
             self._recorder.watch_session(session, channel_hears=listened or len(self.present) > 1)
+
+
+def _unless_ended(session: "VoiceSession", op: int, data: object) -> None:
+    if not session.ended:
+        session.send(op, data)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ _SO_TIMESTAMPNS = 35
 _SO_RXQ_OVFL = 40
 _TIMESTAMP_WORD = socket.SOL_SOCKET | _SO_TIMESTAMPNS << 32
 _DROPS_WORD = socket.SOL_SOCKET | _SO_RXQ_OVFL << 32
-_SO_ATTACH_FILTER = 26
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 _RECEIVE_BUFFER_BYTES = 8 << 20
 
 # struct mmsghdr and struct iovec of a 64-bit Linux
@@ -47,8 +48,8 @@ _recvmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int
 _recvmmsg.restype = ctypes.c_int
 
 
-def open_socket(address: str) -> socket.socket:
-    """A UDP socket on a free port of `address`, with the largest receive buffer allowed and kernel arrival times."""
+def open_socket(address: str, port: int = 0) -> socket.socket:
+    """A UDP socket with the largest receive buffer allowed and kernel arrival times; port 0 is a free one."""
     opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
@@ -56,7 +57,7 @@ def open_socket(address: str) -> socket.socket:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
     opened.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
     opened.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
-    opened.bind((address, 0))
+    opened.bind((address, port))
     return opened
 
 
@@ -79,10 +80,30 @@ def hear_little(receiver: socket.socket) -> None:
 
     Source: Linux, networking/filter; the kernel counts what is thrown away among its drops.
     """
-    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _HEAR_LITTLE))
+    _filter(receiver, _HEAR_LITTLE)
+
+
+def hear_nothing(receiver: socket.socket) -> None:
+    """Have the kernel throw away all that comes, as a path does that swallows it."""
+    _filter(receiver, ((_RETURN, 0, 0, 0),))
+
+
+def hear_all(receiver: socket.socket) -> None:
+    """Undo that."""
+    receiver.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+
+
+def _filter(receiver: socket.socket, steps: Sequence[tuple[int, int, int, int]]) -> None:
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
     # struct sock_fprog: the number of steps, and where they are
-    wish = struct.pack("HL", len(_HEAR_LITTLE), ctypes.addressof(program))
+    wish = struct.pack("HL", len(steps), ctypes.addressof(program))
     receiver.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, wish)
+
+
+def replace_socket(old: socket.socket, new: socket.socket) -> None:
+    """Put another socket in the place of one, for all who hold it; `new` is closed."""
+    os.dup2(new.fileno(), old.fileno(), inheritable=False)
+    new.close()
 
 
 def peer_key(address: str, port: int) -> int:

@@ -46,7 +46,7 @@ class Downlink:
         self.sent = 0
         self.not_taken = 0
         self._udp = udp
-        self._peer = peer
+        self.peer = peer
         self._sealer = sealer
         self._counter = 0
         self._held: bytes | None = None
@@ -105,6 +105,6 @@ class Downlink:
 
     def _put(self, packet: bytes) -> None:
         try:
-            self._udp.sendto(packet, self._peer)
+            self._udp.sendto(packet, self.peer)
         except BlockingIOError:
             self.not_taken += 1

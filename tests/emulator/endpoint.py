@@ -3,12 +3,12 @@
 import asyncio
 import ssl
 from dataclasses import dataclass, field
-from socket import socket
+from socket import AF_INET, SOCK_DGRAM, socket
 
 from aiohttp import web
 
-from tests.emulator.datagrams import hear_little, open_socket
-from tests.emulator.faults import ConnectFaults
+from tests.emulator.datagrams import hear_all, hear_little, hear_nothing, open_socket, replace_socket
+from tests.emulator.faults import ConnectFaults, PathState
 
 ADDRESSES = tuple(f"127.10.0.{number}" for number in range(1, 17))
 
@@ -91,6 +91,18 @@ class Endpoints:
         await endpoint.site.stop()
         await asyncio.sleep(after_s)
         endpoint.site = await self._listen(endpoint.address, endpoint.port)
+
+    @staticmethod
+    def set_path(endpoint: Endpoint, how: PathState) -> None:
+        """Let datagrams vanish on their way to an endpoint, or have them refused; `open`: neither."""
+        if how == "swallow":
+            hear_nothing(endpoint.udp)
+        elif how == "refuse":
+            replace_socket(endpoint.udp, socket(AF_INET, SOCK_DGRAM))
+        elif endpoint.udp.getsockname()[1] == endpoint.udp_port:
+            hear_all(endpoint.udp)
+        else:
+            replace_socket(endpoint.udp, open_socket(endpoint.address, endpoint.udp_port))
 
     def close(self) -> None:
         """Close the UDP sockets; the listeners belong to the runner."""

@@ -14,6 +14,7 @@ from tests.emulator.downlink import Bends
 from tests.emulator.messages import Refused
 
 Step = Literal["ready", "select", "description", "speaking", "heartbeat", "resume"]
+PathState = Literal["open", "swallow", "refuse"]
 Response = Literal["type", "ssrc", "legacy", "port"]
 MlsOp = Literal[25, 27, 29, 30]
 _LARGEST = {"n": 10_000, "ms": 600_000, "seq": 2**16 - 1, "size": 10_000, "padding": 255, "csrc": 15}
@@ -58,6 +59,18 @@ class RedirectFault(_Fault, tag="redirect"):
     """Send the next WebSocket to the guild's voice server elsewhere."""
 
     to: str
+
+
+class SeveredFault(_Fault, tag="severed"):
+    """Take the client out of the MLS group when its WebSocket is lost next, and tell it in the replay, or not."""
+
+    told: bool = True
+
+
+class ListingLateFault(_Fault, tag="listing_late"):
+    """Tell this client of newcomers (op 11) so late, after all else about them; 0: at once."""
+
+    ms: int
 
 
 class HelloLateFault(_Fault, tag="hello_late"):
@@ -116,6 +129,18 @@ class FirstSeqFault(_Fault, tag="first_seq"):
 
 
 # handshake
+
+
+class PathFault(_Fault, tag="path"):
+    """What becomes of datagrams on their way to the guild's media server, until the next such fault."""
+
+    how: PathState
+
+
+class PingSilentFault(_Fault, tag="ping_silent"):
+    """Answer no ping until `on` is false, as some servers do."""
+
+    on: bool = True
 
 
 class DiscoverySilentFault(_Fault, tag="discovery_silent"):
@@ -264,6 +289,8 @@ Fault = (
     | KickFault
     | AwayFault
     | RedirectFault
+    | SeveredFault
+    | ListingLateFault
     | HelloLateFault
     | HelloIntervalFault
     | CloseOnConnectFault
@@ -273,6 +300,8 @@ Fault = (
     | ServerHeartbeatFault
     | SayFault
     | FirstSeqFault
+    | PathFault
+    | PingSilentFault
     | DiscoverySilentFault
     | DiscoveryLoseFirstFault
     | DiscoveryWrongFault
@@ -338,6 +367,7 @@ class ConnectFaults:
 class PendingFaults:
     """What still waits to go wrong for one user of a guild."""
 
+    ping_silent: bool = False
     discovery_silent: bool = False
     discovery_lose: int = 0
     discovery_wrong: list[Response] = field(default_factory=list)
@@ -348,6 +378,11 @@ class PendingFaults:
     no_ack: bool = False
     first_seq: int = 1
     clients_unlisted: bool = False
+    listing_late_ms: int = 0
+    severed_told: bool | None = None
+    """None: nothing befalls the group."""
+    untold: bool = False
+    """What the group has to say is not kept for the resume."""
     speaking_late_ms: int | None = 0
     bends: Bends = field(default_factory=Bends)
     external_sender_first: bool = False

@@ -2,6 +2,7 @@
 
 import select
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from tests.emulator.wire import (
     KEEPALIVE_BYTES,
     NONCE_BYTES,
     OPUS_PAYLOAD_TYPE,
+    PING_WORD,
     SILENCE_FRAME,
     SILENT_DAVE_RTP_BYTES,
     SILENT_RTP_BYTES,
@@ -36,11 +38,17 @@ class Listener(Protocol):
     def discovery_asked(self, endpoint: Endpoint, request: bytes, peer: int) -> None:
         """A datagram that looks like an IP discovery request came from `peer`."""
 
+    def pinged(self, session: VoiceSession, endpoint: Endpoint, ping: bytes, peer: int) -> None:
+        """A ping came from where the session sends from."""
+
+    def moved(self, session: VoiceSession, peer: int) -> None:
+        """The session's RTP comes from another address than before."""
+
     def spoke_early(self, session: VoiceSession) -> None:
         """RTP came before the first Speaking message."""
 
     def spoke_from_elsewhere(self, session: VoiceSession) -> None:
-        """RTP came to another endpoint, or from another address than the one selected."""
+        """RTP came to another endpoint, or from the address of another session."""
 
 
 class Recorder:
@@ -83,6 +91,11 @@ class Recorder:
         self._by_descriptor[endpoint.udp.fileno()] = endpoint
         self._by_number[endpoint.number] = endpoint
         self._poll.register(endpoint.udp.fileno(), select.EPOLLIN)
+
+    def watch_again(self, endpoint: Endpoint) -> None:
+        """Read the socket of an endpoint that may have been replaced."""
+        with suppress(FileExistsError):
+            self._poll.register(endpoint.udp.fileno(), select.EPOLLIN)
 
     def add(self, session: VoiceSession) -> None:
         """Account for a session; nothing may come from it until `select_peer`."""
@@ -263,11 +276,29 @@ class Recorder:
 
     def _from_their_peers(self, place: Ints, row: Ints) -> tuple[Ints, Ints]:
         foreign = (self._batch.peer[place] != self._peer[row]) | (self._batch.source[place] != self._source[row])
+        if foreign.any():
+            for at in np.flatnonzero(foreign).tolist():
+                foreign[at] = not self._follow(
+                    int(row[at]), int(self._batch.source[place[at]]), int(self._batch.peer[place[at]])
+                )
         if not foreign.any():
             return place, row
         np.add.at(self.ledger.counts["rtp_before_speaking"], row[foreign], 1)
         self._tell(row[foreign], self._listener.spoke_from_elsewhere)
         return place[~foreign], row[~foreign]
+
+    def _follow(self, row: int, source: int, peer: int) -> bool:
+        """Take an address that is nobody else's for the session's own from now on."""
+        session = self._sessions[row]
+        owner = self._rows_of_peers.get((source, peer))
+        if session is None or session.opener is None or source != self._source[row] or owner not in (None, row):
+            return False
+        if owner is None:
+            self._rows_of_peers.pop((source, int(self._peer[row])), None)
+            self._peer[row] = peer
+            self._rows_of_peers[source, peer] = row
+            self._listener.moved(session, peer)
+        return True
 
     def _note_early(self, row: Ints) -> None:
         early = ~self._speaking[row]
@@ -290,7 +321,11 @@ class Recorder:
             self._listener.discovery_asked(self._by_number[source], bytes(batch.raw[start : start + size]), peer)
             return
         owner = self._rows_of_peers.get((source, peer))
-        if size == KEEPALIVE_BYTES and owner is not None:
+        session = None if owner is None else self._sessions[owner]
+        if size == KEEPALIVE_BYTES and session is not None and int(batch.words[place, 0]) == PING_WORD:
+            start = place * DATAGRAM_BYTES
+            self._listener.pinged(session, self._by_number[source], bytes(batch.raw[start : start + size]), peer)
+        elif size == KEEPALIVE_BYTES and owner is not None:
             self.ledger.counts["keepalives"][owner] += 1
         else:
             self.unreadable += 1

@@ -39,9 +39,12 @@ from tests.emulator.faults import (
     HelloIntervalFault,
     HelloLateFault,
     KickFault,
+    ListingLateFault,
     ModesFault,
     NewKeyFault,
     NoAckFault,
+    PathFault,
+    PingSilentFault,
     ProposalFault,
     ReadyFault,
     RedirectFault,
@@ -50,6 +53,7 @@ from tests.emulator.faults import (
     SaidFault,
     SayFault,
     ServerHeartbeatFault,
+    SeveredFault,
     SpeakingRelayFault,
     StrayFault,
     TwoProposalsFault,
@@ -80,6 +84,7 @@ from tests.emulator.wire import (
     discovery_response,
     discovery_ssrc,
     legacy_discovery_response,
+    pong,
 )
 
 BOT_USER_ID = "1000000000000000001"
@@ -339,6 +344,7 @@ class VoiceServer:
             session.expiry.cancel()
             session.expiry = None
         session.resumed += 1
+        seat.faults.untold = False
         return session, missed
 
     def select(self, session: VoiceSession, message: SelectProtocol) -> bytes:
@@ -401,6 +407,7 @@ class VoiceServer:
         if self._stopping or not closing.resumable:
             self._end(session)
         elif not session.ended:
+            session.channel.sever(session)
             session.expiry = asyncio.get_running_loop().call_later(_RESUME_WINDOW_S, self._end, session)
 
     def disconnect_all(self) -> list[Conversation]:
@@ -467,6 +474,18 @@ class VoiceServer:
             response = legacy_discovery_response(ssrc, address, port)
         endpoint.udp.sendto(response, (address, port))
 
+    def pinged(self, session: VoiceSession, endpoint: Endpoint, ping: bytes, peer: int) -> None:
+        """Answer a ping of a session, unless a fault forbids it."""
+        address = peer_address(peer)
+        if not session.seat.faults.ping_silent and IPv4Address(address[0]).is_loopback:
+            endpoint.udp.sendto(pong(ping), address)
+
+    def moved(self, session: VoiceSession, peer: int) -> None:
+        """RTP comes from another address: a NAT bound it anew, and it is followed (reference section 11, 11)."""
+        session.peer = peer_address(peer)
+        if session.downlink is not None:
+            session.downlink.peer = session.peer
+
     def spoke_early(self, session: VoiceSession) -> None:
         """RTP before the first Speaking message: it has a moment to arrive (reference section 10)."""
         if session.early_check is None:
@@ -504,6 +523,9 @@ class VoiceServer:
                 coming.away_until_s = asyncio.get_running_loop().time() + ms / 1000
             case AwayFault(ms=ms):
                 self._endpoints.shut(seat.guild.endpoint, ms / 1000)
+            case PathFault(how=how):
+                self._endpoints.set_path(seat.guild.endpoint, how)
+                self._recorder.watch_again(seat.guild.endpoint)
             case RedirectFault(to=to):
                 coming.redirect = to
             case HelloLateFault(ms=ms):
@@ -671,6 +693,8 @@ def _await_next(seat: Seat, fault: Fault) -> bool:
             faults.no_ack = on
         case FirstSeqFault(seq=seq):
             faults.first_seq = seq
+        case PingSilentFault(on=on):
+            faults.ping_silent = on
         case DiscoverySilentFault(on=on):
             faults.discovery_silent = on
         case DiscoveryLoseFirstFault(n=n):
@@ -681,6 +705,10 @@ def _await_next(seat: Seat, fault: Fault) -> bool:
             faults.modes = modes
         case ReadyFault(ip=ip):
             faults.ready_ip = ip
+        case SeveredFault(told=told):
+            faults.severed_told = told
+        case ListingLateFault(ms=ms):
+            faults.listing_late_ms = ms
         case ClientsUnlistedFault(on=on):
             faults.clients_unlisted = on
         case SpeakingRelayFault(ms=ms):

@@ -73,6 +73,7 @@ SILENT_DAVE_RTP_BYTES = tuple(SILENT_RTP_BYTES + overhead for overhead in OVERHE
 """Fewest and most bytes of a packet whose silence is encrypted end to end, too."""
 OPUS_PAYLOAD_TYPE = 120
 KEEPALIVE_BYTES = 8
+PING_WORD, _PONG_WORD = 0x1337CAFE, 0x1337F00D
 
 DISCOVERY_BYTES = 74
 _DISCOVERY = struct.Struct(">HHI64sH")
@@ -81,6 +82,11 @@ _DISCOVERY_RESPONSE = 2
 _DISCOVERY_LENGTH = 70
 DISCOVERY_REQUEST_WORD = _DISCOVERY_REQUEST << 16 | _DISCOVERY_LENGTH
 """First four bytes of a discovery request, big endian."""
+
+
+def pong(ping: bytes) -> bytes:
+    """The answer to a ping: another word, the same counter."""
+    return _PONG_WORD.to_bytes(4, "big") + ping[4:8]
 
 
 def discovery_ssrc(request: bytes) -> int | None:

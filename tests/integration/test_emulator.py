@@ -120,6 +120,11 @@ class VoiceClient:
         assert struct.unpack(">HHI", answer[:8]) == (2, 70, self.ready["ssrc"])
         self.told = (answer[8:72].rstrip(b"\0").decode(), int.from_bytes(answer[72:], "big"))
 
+    async def ping(self, counter: int, within_s: float = ANSWER_S) -> bytes:
+        """Send a ping; what answers it."""
+        self.udp.sendto(struct.pack(">II", 0x1337CAFE, counter), (self.ready["ip"], self.ready["port"]))
+        return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.udp, 100), within_s)
+
     async def select(self, mode: str = AES, protocol: str = "udp", **changes: object) -> None:
         """Send op 1."""
         data = {"address": self.told[0], "port": self.told[1], "mode": mode, **changes}
@@ -552,14 +557,53 @@ async def test_speaking_may_be_overtaken_for_a_moment(bench: Bench) -> None:
     assert (report.rtp_before_speaking, report.packets, report.connected) == (0, 3, 1)
 
 
-async def test_rtp_from_elsewhere_closes(bench: Bench) -> None:
-    """Audio from an address that was not selected is not recorded and ends the session."""
+async def test_rtp_from_another_address_is_followed(bench: Bench) -> None:
+    """A NAT bound it anew: the session goes on, and pings are answered to where it sends from now."""
     client = await bench.listening()
     client.udp.close()
-    client.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    client.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     client.udp.bind(("127.0.0.2", 0))
     client.play(audio(1))
-    assert await client.closed() == 4020
+    assert await client.ping(7) == bytes.fromhex("1337f00d00000007")
+    report = await bench.emulator.report()
+    assert (report.rtp_before_speaking, report.packets, report.connected) == (0, 1, 1)
+
+
+async def test_a_server_may_answer_no_pings(bench: Bench) -> None:
+    """As some do; discovery is answered all the same."""
+    client = await bench.listening()
+    await bench.emulator.fault("2", "ping_silent")
+    with pytest.raises(TimeoutError):
+        await client.ping(1, within_s=0.1)
+    await client.discover()
+    await bench.emulator.fault("2", "ping_silent", on=False)
+    assert await client.ping(2) == bytes.fromhex("1337f00d00000002")
+
+
+@pytest.mark.parametrize("how", ["swallow", "refuse"])
+async def test_the_way_to_a_media_server_may_be_shut_and_open_again(bench: Bench, how: str) -> None:
+    """What is sent vanishes, or comes back as refused; the WebSocket lives, and afterwards all is as before."""
+    client = await bench.listening()
+    client.udp.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR
+    await bench.emulator.fault("2", "path", how=how)
+    with pytest.raises(TimeoutError if how == "swallow" else ConnectionRefusedError):
+        await client.ping(1, within_s=0.1)
+    await client.heartbeat()
+    await bench.emulator.fault("2", "path", how="open")
+    assert await client.ping(2) == bytes.fromhex("1337f00d00000002")
+    client.play(audio(3))
+    await client.ping(3)
+    assert (await bench.emulator.report()).packets == 3
+
+
+async def test_rtp_from_the_address_of_another_session_closes(bench: Bench) -> None:
+    """Two sessions on one 5-tuple are a mistake of the client: it is not recorded and ends the session."""
+    one, other = await bench.listening(), await (await (await bench.guild("3")).join()).speak()
+    assert one.ready["port"] == other.ready["port"]
+    other.udp.close()
+    other.udp = one.udp
+    other.play(audio(1))
+    assert await other.closed() == 4020
     report = await bench.emulator.report()
     assert (report.rtp_before_speaking, report.packets) == (1, 0)
 
@@ -618,7 +662,7 @@ async def test_resume_replays_what_was_missed(bench: Bench, seq_ack: int) -> Non
     assert (measures(session), session.close_code, session.close_clean) == ((0, 0, 0, 0), 1006, False)
 
 
-@pytest.mark.parametrize(("code", "resumable"), [(4015, True), (4014, False), (4006, False), (1000, False)])
+@pytest.mark.parametrize(("code", "resumable"), [(4015, True), (4014, False), (4006, False), (1000, True)])
 async def test_only_some_closes_can_be_resumed(bench: Bench, code: int, resumable: bool) -> None:
     """A crash of the voice server leaves the session alive, a disconnect ends it."""
     client = await bench.listening()

@@ -33,7 +33,7 @@ from tests.integration.test_receive import FRAMES, Song, sound_of, until_stopped
 from tests.media.audio import FRAME_SAMPLES, align
 from tests.media.web import served
 from worker.fanout.sockets import SocketPool
-from worker.voice import connection
+from worker.voice import connection, path
 from worker.voice.commons import VoiceShared, voice_http
 from worker.voice.connection import Media, VoiceConnection
 from worker.voice.dave import Dave
@@ -94,6 +94,7 @@ class Line:
         self.receiver = Receiver(GUILD)
         self.media_told: list[Media] = []
         self.links: list[bool] = []
+        self.paths: list[ErrorCode | None] = []
         self.members: list[str] = []
         self.connection: VoiceConnection
         self._running: asyncio.Task[None]
@@ -105,6 +106,9 @@ class Line:
 
     def link(self, up: bool) -> None:
         self.links.append(up)
+
+    def path(self, lost: VoiceError | None) -> None:
+        self.paths.append(None if lost is None else lost.code)
 
     def changed(self) -> None:
         """Asked for whenever it is needed here."""
@@ -161,6 +165,12 @@ class Line:
 
     async def fault(self, kind: str, **fields: object) -> None:
         await self.discord.fault(GUILD, kind, **fields)
+
+    async def pinged(self) -> None:
+        """Wait until the server answered a ping."""
+        way = self.connection._path
+        way._pings_are_answered = False
+        await self.until(lambda: way._pings_are_answered, "an answer to a ping")
 
     async def speak(self, frames: Sequence[bytes], user: str = "") -> None:
         """Let a member say frames, one each 20 ms; does not wait."""
@@ -560,6 +570,58 @@ async def test_a_server_that_comes_back_with_another_word_is_believed(line: Line
     with pytest.raises(VoiceClosed) as closed:
         await be_refused()
     assert closed.value.close_code == 4006
+
+
+# the way of sound
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pings come each fifth of a second, and so on."""
+    monkeypatch.setattr(connection, "PING_EVERY_S", 0.2)
+    monkeypatch.setattr(connection, "ASK_EVERY_S", 0.1)
+    monkeypatch.setattr(path, "_ANSWER_WITHIN_S", 0.1)
+    monkeypatch.setattr(path, "_SILENT_FOR_S", 0.3)
+    monkeypatch.setattr(path, "_REFUSED_FOR_S", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("how", "code"), [("swallow", ErrorCode.UDP_LOST), ("refuse", ErrorCode.UDP_REFUSED)])
+async def test_a_path_that_dies_is_told_and_so_is_its_return(line: Line, how: str, code: ErrorCode) -> None:
+    """On the same session, whatever the WebSocket says all the while."""
+    async with line.open():
+        await line.pinged()
+        await line.fault("path", how=how)
+        await line.until(lambda: line.paths == [code], "a loss that is told")
+        await line.fault("path", how="open")
+        await line.until(lambda: line.paths == [code, None], "a return that is told")
+        await line.pinged()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_path_that_stays_dead_ends_the_session(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one may find another way: the 5-tuple is left alone for a while."""
+    monkeypatch.setattr(path, "OVER_AFTER_S", 0.3)
+
+    async def lose_it() -> None:
+        async with line.open():
+            await line.pinged()
+            await line.fault("path", how="swallow")
+            await line.until(lambda: False, "the end")
+
+    with pytest.raises(VoiceError) as lost:
+        await lose_it()
+    assert lost.value.code == ErrorCode.UDP_LOST
+    assert line.paths == [ErrorCode.UDP_LOST]
+    assert [len(shared.shunned) for shared in line.sockets._sockets] == [1]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_server_that_answers_no_pings_is_believed(line: Line) -> None:
+    """Nothing was ever answered, so nothing is missing."""
+    async with line.open("ping_silent"):
+        await asyncio.sleep(2)
+        assert line.paths == []
 
 
 # strangers

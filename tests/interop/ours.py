@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from shared.cli.pool import LOOPBACK
+from shared.errors import VoiceError
 from shared.protocol.voice_gateway import Credentials
 from shared.voice_servers import VoiceServers
 from tests.e2e.stack import Stack
@@ -41,6 +42,9 @@ class _Quiet:
         """See `Owner`."""
 
     def link(self, up: bool) -> None:
+        """See `Owner`."""
+
+    def path(self, lost: VoiceError | None) -> None:
         """See `Owner`."""
 
     def changed(self) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import worker.voice.dave
 from shared.errors import ErrorCode, ProtocolError, VoiceError
 from tests.emulator.dave.external_sender import ExternalSender, append_body
-from tests.emulator.dave.group import DaveOp, Outgoing
+from tests.emulator.dave.group import TRANSITION_WAIT_S, DaveOp, Outgoing
 from tests.emulator.dave.member import DaveyMember
 from tests.libdave_member import LibdaveMember
 from tests.product_member import ProductMember
@@ -535,7 +535,6 @@ def test_in_a_group_a_resume_offers_nothing() -> None:
     member.resume()
     member.hear(30, held[0].body)
     assert member.heartbeat() == []
-    member.resume()
     assert member.heartbeat() == []
 
 
@@ -609,10 +608,15 @@ def test_a_group_that_can_never_be_entered_ends_the_session() -> None:
     member = ProductMember(US, CHANNEL)
     member.start()
     member.hear(25, ExternalSender().package)
-    for _ in range(6):
-        assert [op for op, _ in member.hear(30, b"\x00\x05" + os.urandom(50))] == [31, 26]
+    for number in range(6):
+        said = member.hear(30, b"\x00\x05" + os.urandom(50))
+        if number:  # the next in a row may name somebody of whom op 11 will tell
+            assert said == []
+            said = member.wait()
+        assert [op for op, _ in said] == [31, 26]
+    member.hear(30, b"\x00\x05" + os.urandom(50))
     with pytest.raises(VoiceError) as ended:
-        member.hear(30, b"\x00\x05" + os.urandom(50))
+        member.wait()
     assert ended.value.code == ErrorCode.E2EE_FAILED
 
 
@@ -777,15 +781,115 @@ def test_whoever_is_in_no_group_after_a_resume_offers_its_key_package_again() ->
     assert member.heartbeat() == []
 
 
-def test_whoever_is_in_a_group_after_a_resume_stays_in_it() -> None:
-    """Another key package would look like a new beginning."""
+def test_whoever_may_have_been_taken_out_of_the_group_asks_to_be_taken_in() -> None:
+    """Nobody says so after a resume; who was in the group all the while is heard all the while."""
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.join(THIRD)
+    call.settle()
+    assert member.resume() == []
+    asked = member.heartbeat()
+    assert [op for op, _ in asked] == [DaveOp.KEY_PACKAGE]
+    assert member.ready
+    call.assert_heard(member)  # type: ignore[arg-type]
+    call.say(US, asked)
+    call.settle().assert_whole()
+    assert member.heartbeat() == []
+
+
+@pytest.mark.parametrize("others", [[OTHER], [OTHER, THIRD]])
+@pytest.mark.parametrize("told", [True, False], ids=["told", "not told"])
+def test_whoever_was_taken_out_of_the_group_is_taken_in_again(others: list[str], told: bool) -> None:
+    """The gateway removes who is cut off; the replay may hold that, or nothing."""
+    call = Call()
+    member = us(call)
+    for other in others:
+        call.join(other)
+    call.settle()
+    missed: list[Outgoing] = []
+
+    def miss(message: Outgoing) -> Outgoing | None:
+        if message.user != US:
+            return message
+        missed.append(message)
+        return None
+
+    call.change = miss
+    call.post(call.group.sever(US))
+    call.settle()
+    assert US not in call.group.members.values()
+    call.change = None
+    member.resume()
+    call.post(missed if told else [])
+    call.settle()
+    call.say(US, member.heartbeat())
+    call.settle()
+    call.now_s += TRANSITION_WAIT_S
+    call.post(call.group.tick())
+    call.settle().assert_whole()
+
+
+def test_a_commit_that_is_told_again_proves_that_we_are_in_the_group() -> None:
+    """Then nothing is in doubt, and nobody is bothered with a new key package."""
     call = Call()
     member = us(call)
     call.join(OTHER)
     call.settle()
-    assert member.resume() == []
+    member.resume()
+    call.join(THIRD)
+    call.settle().assert_whole()
     assert member.heartbeat() == []
-    call.assert_whole()
+
+
+def test_a_commit_for_whoever_is_in_no_group_asks_to_be_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway that passed over our key package tells us of a group that we have left."""
+    monkeypatch.setattr(worker.voice.dave, "_TAKEN_IN_WITHIN_S", -1.0)
+    call = Call()
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    member.resume()
+    member.heartbeat()  # its key package is lost
+    call.join(THIRD)
+    call.settle()
+    call.say(US, member.wait())
+    call.settle()
+    call.now_s += TRANSITION_WAIT_S
+    call.post(call.group.tick())
+    call.settle().assert_whole()
+
+
+# newcomers of whom op 11 tells late
+
+
+def newcomer_unlisted(call: Call) -> ProductMember:
+    """Somebody joins, and what names him reaches us before op 11."""
+    member = us(call)
+    call.join(OTHER)
+    call.settle()
+    call.join(THIRD)
+    member.dave.members({OTHER})
+    call.settle()
+    return member
+
+
+def test_what_names_somebody_unlisted_is_kept_until_he_is_listed() -> None:
+    """An Add that was refused, and the commit that holds it: nothing is lost, and nobody is bothered."""
+    call = Call()
+    member = newcomer_unlisted(call)
+    member.dave.members({OTHER, THIRD})
+    call.say(US, member.hear_text('{"op":11,"d":{"user_ids":["' + THIRD + '"]}}'))
+    call.settle().assert_whole()
+    assert (US, DaveOp.INVALID_COMMIT_WELCOME) not in call.said
+
+
+def test_whoever_is_never_listed_costs_one_recovery() -> None:
+    """The commit is given up after a while, and we are heard by those who are there all the while."""
+    call = Call()
+    member = newcomer_unlisted(call)
+    assert member.ready
+    assert [op for op, _ in member.wait()][-2:] == [DaveOp.INVALID_COMMIT_WELCOME, DaveOp.KEY_PACKAGE]
 
 
 def test_a_group_that_is_lost_meanwhile_is_executed_all_the_same() -> None:

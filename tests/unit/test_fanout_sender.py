@@ -300,6 +300,30 @@ async def test_a_packet_that_cannot_be_sent_costs_itself_alone(rig: Rig) -> None
     assert rig.sender.restarts == 0
 
 
+async def test_a_peer_that_refuses_costs_no_other_row_a_packet(rig: Rig) -> None:
+    """What became of its packets is told to whoever sends next on the socket, and that is tried again."""
+    rig.sockets[0].setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR, as the worker's sockets have it
+    with rig.new_socket() as gone:
+        refusing = gone.getsockname()
+    rows = [rig.connect() for _ in range(ROWS - 1)]
+    rows.insert(3, rig.connect(remote=refusing))
+    await rig.start()
+    heard = await rig.burst(8)
+    assert len(heard) == 8 * (ROWS - 1)
+    assert {one.ssrc for one in heard} == set(range(1, ROWS))
+    assert rig.dropped == 0
+    assert not rig.table.error.any()
+
+
+async def test_a_packet_that_cannot_leave_is_told_of_its_row(rig: Rig) -> None:
+    """The worker learns which of its guilds has no way out, and why."""
+    rig.connect()
+    lost = rig.connect(remote=(LOOPBACK, 0))
+    await rig.start()
+    await rig.burst(3)
+    assert [bool(number) for number in rig.table.error[: lost + 1]] == [False] * (lost - 1) + [True, False]
+
+
 async def test_a_killed_sender_is_started_anew_with_all_sockets(rig: Rig) -> None:
     """Losing the sender loses no session: the next one gets every socket and goes on."""
     rig.add_socket()

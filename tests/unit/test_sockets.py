@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from shared.errors import ErrorCode, VoiceError
+from worker.fanout import sockets
 from worker.fanout.sockets import SocketPool
 
 
@@ -96,6 +98,64 @@ async def test_a_port_that_somebody_took_meanwhile_is_passed_over(make_pool: Cal
         with pytest.raises(VoiceError) as caught:
             pool.lease(("127.0.0.1", 5_000), ignore)
     assert caught.value.code == ErrorCode.UDP_PORTS_IN_USE
+
+
+async def test_an_error_is_told_to_whom_it_concerns(make_pool: Callable[..., SocketPool]) -> None:
+    """Of two connections on a socket the one whose server refuses hears of it, and the other its own datagrams."""
+    pool = make_pool()
+    refused: asyncio.Queue[int] = asyncio.Queue()
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+    others: list[int] = []
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there,
+    ):
+        for one in (gone, there):
+            one.bind(("127.0.0.1", 0))
+        refusing = gone.getsockname()
+        gone.close()
+        struck = pool.lease(refusing, ignore, refused.put_nowait)
+        other = pool.lease(there.getsockname(), heard.put_nowait, others.append)
+        assert struck.number == other.number
+        struck.send(b"hello")
+        async with asyncio.timeout(5):
+            assert await refused.get() == errno.ECONNREFUSED
+            there.sendto(b"answer", pool.sockets[0].getsockname())
+            assert await heard.get() == b"answer"
+    assert others == []
+
+
+async def test_errors_keep_nobody_busy(make_pool: Callable[..., SocketPool]) -> None:
+    """What the kernel tells is taken away: a socket with an error in it would wake the loop for ever."""
+    pool = make_pool()
+    errors: list[int] = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
+        gone.bind(("127.0.0.1", 0))
+        refusing = gone.getsockname()
+    port = pool.lease(refusing, ignore, errors.append)
+    for number in range(1, 4):
+        port.send(b"hello")
+        async with asyncio.timeout(5):
+            while len(errors) < number:  # noqa: ASYNC110 - an error wakes the pool, and nobody else
+                await asyncio.sleep(0.005)
+        with pytest.raises(BlockingIOError):
+            pool.sockets[0].recvmsg(1, 64, socket.MSG_ERRQUEUE)
+
+
+async def test_a_five_tuple_that_lost_its_path_is_shunned_for_a_while(
+    make_pool: Callable[..., SocketPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands between may have forgotten it: the next session to that server leaves from another port."""
+    monkeypatch.setattr(sockets, "_SHUNNED_FOR_S", 0.05)
+    pool = make_pool()
+    remote = ("127.0.0.1", 5_000)
+    lost = pool.lease(remote, ignore)
+    lost.shun()
+    lost.release()
+    assert pool.lease(remote, ignore).number != lost.number
+    assert pool.lease(("127.0.0.1", 5_001), ignore).number in (0, 1)
+    await asyncio.sleep(0.06)
+    assert pool.lease(remote, ignore).number == lost.number
 
 
 async def test_datagrams_are_told_apart_by_where_they_come_from(make_pool: Callable[..., SocketPool]) -> None:

@@ -226,9 +226,20 @@ class FanoutWorker:
                 self._membership.beat(self._admission.headroom(self._held), stats)
                 for row in builder.worn_out():
                     self._renew_session_of(row)
+                self._tell_errors()
                 self._freeze()
                 self._tell_priority()
             await asyncio.sleep(((due + 1) * TICK_NS + _PAST_THE_TICK_NS - self._clock.now_ns()) / NS_PER_S)
+
+    def _tell_errors(self) -> None:
+        """Tell guilds whose packets could not leave: the sender tells nobody itself."""
+        errors = self._table.error
+        if errors.any():
+            by_row = {session.row: session for session in self._sessions.values()}
+            for row in errors.nonzero()[0].tolist():
+                number, errors[row] = int(errors[row]), 0
+                if row in by_row:
+                    by_row[row].datagram_failed(number)
 
     def _tell_priority(self) -> None:
         """Say once whether the sender goes first: packets of one that does not are late when the host is busy."""
@@ -338,6 +349,7 @@ class FanoutWorker:
             packets_dropped=int(counters[DROPPED]),
             ticks_skipped=self._builder.ticks_skipped + int(counters[SKIPPED]),
             underruns=sum(programme.underruns for programme in self._programmes.values()),
+            udp_paths_lost=voice.udp_paths_lost,
             dave_epochs=voice.epochs,
             dave_failures=voice.failures,
             dave_downgrades=voice.downgrades,

@@ -185,6 +185,7 @@ class Builder:
         slot_loads[slot] += 1
         table = self._table
         table.due[:, row] = 0
+        table.error[row] = 0
         table.slot[row] = slot
         table.socket[row] = target.socket_number
         host, port = target.remote

@@ -65,6 +65,7 @@ class GuildSession:
         self._connection: VoiceConnection | None = None
         self._told: GuildStatus | None = None
         self._linked = True
+        self._path_lost: VoiceError | None = None
         self._deserted = False
         self._desertion: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -133,6 +134,24 @@ class GuildSession:
         self._linked = up
         self.tell_how_it_is()
 
+    def path(self, lost: VoiceError | None) -> None:
+        """Sound that is sent and does not arrive is silence, whatever else stands."""
+        self._path_lost = lost
+        if lost is None:
+            self._log.info("udp_path.returned")
+            self.tell_how_it_is()
+            return
+        self._shared.counters.udp_paths_lost += 1
+        self._log.warning("udp_path.lost", code=lost.code, error=lost.message)
+        self.tell_how_it_is()
+        if self._told is not None:
+            self._tell(self, self._told, "guild.udp_lost")
+
+    def datagram_failed(self, number: int) -> None:
+        """A packet of this guild could not leave (errno)."""
+        if self._connection is not None:
+            self._connection.datagram_failed(number)
+
     def changed(self) -> None:
         """Encryption or members changed: frames leave when they may, and where somebody hears them."""
         connection = self._connection
@@ -172,17 +191,28 @@ class GuildSession:
         connection = self._connection
         if connection is None or self._row is None:
             return
-        if not self._linked:
+        if self._path_lost is not None:
+            self.tell("reconnecting", self._path_lost)
+        elif not self._linked:
             self.tell("reconnecting")
         elif connection.dave.refused:
             message = "the server ordered to go on without end-to-end encryption, which GUILDCAST_DAVE_REQUIRED refuses"
             self.tell("suppressed", VoiceError(message, code=ErrorCode.E2EE_DOWNGRADED))
+        elif self._is_alone(connection):
+            self.tell("alone")
         elif not connection.dave.ready:
-            self.tell("alone" if connection.others == set() else "connecting")
+            self.tell("connecting")
         elif self._deserted:
             self.tell("idle")
         else:
             self._tell_what_plays()
+
+    def _is_alone(self, connection: VoiceConnection) -> bool:
+        """Whether nobody is there to be encrypted for. A call of one may go on without encryption (section 11, 9)."""
+        if connection.others != set():
+            return False
+        encryption = connection.dave
+        return not encryption.ready or (not encryption.version and (encryption.was_encrypted or not self._deserted))
 
     def _tell_what_plays(self) -> None:
         match self._programme_of(self.want.spec.broadcast).state:
@@ -203,7 +233,8 @@ class GuildSession:
         self._tell(self, status, f"guild.{state}" if new_state else None)  # type: ignore[arg-type]
         if status.listeners is not None and (before is None or status.listeners != before.listeners):
             self._tell(self, status, "guild.listeners")
-        if before is not None and before.dave_protocol_version and status.dave_protocol_version == 0:
+        downgraded = before is not None and before.dave_protocol_version and status.dave_protocol_version == 0
+        if downgraded and status.listeners != 0:  # else nobody hears it
             self._tell(self, status, "guild.dave_downgraded")
 
     def _status(self, state: GuildState, error: GuildcastError | None) -> GuildStatus:

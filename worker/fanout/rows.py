@@ -1,7 +1,8 @@
 """The memory that a fan-out worker and its sender share: one row of built packets per connection. Layout only.
 
 The worker writes packets ahead of time, the sender reads them when their slot is due. A packet counts when its `due`
-tick is the tick being sent; it is written last. Counters of the sender are written by the sender alone.
+tick is the tick being sent; it is written last. Counters of the sender are written by the sender alone; the errors that
+it leaves are taken away by the worker.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class RowTable:
         lateness: u64 histogram of slots by the departure of their first packet, bins of 20 us, the last one open.
         taken_tick, sent_tick: i64 per slot, last tick that the sender began to send, and is through with.
         active, slot, socket, address: per row, who it is sent by and to (`sockaddr_in`).
+        error: per row, what the kernel said of its last packet that could not leave (errno); the worker sets it to 0.
         due, length: (ring, row): tick for which a packet is built, bytes on the wire.
         packets: (row, ring, byte): what is built at once for a row lies side by side.
     """
@@ -77,6 +79,7 @@ class RowTable:
             ("slot", (rows,), np.uint8),
             ("socket", (rows,), np.uint16),
             ("address", (rows, ADDRESS_BYTES), np.uint8),
+            ("error", (rows,), np.uint16),
             ("due", (RING_TICKS, rows), np.int64),
             ("length", (RING_TICKS, rows), np.uint32),
             ("packets", (rows, RING_TICKS, PACKET_BYTES), np.uint8),
@@ -97,6 +100,7 @@ class RowTable:
         self.slot: NDArray[np.uint8]
         self.socket: NDArray[np.uint16]
         self.address: NDArray[np.uint8]
+        self.error: NDArray[np.uint16]
         self.due: NDArray[np.int64]
         self.length: NDArray[np.uint32]
         self.packets: NDArray[np.uint8]

@@ -49,6 +49,10 @@ from worker.fanout.rows import (
 
 TOO_LATE_NS = 3 * TICK_NS
 """What is late by three ticks or more is skipped; less is made up for, two packets of a guild in one tick at most."""
+_FULL = (errno.EAGAIN, errno.ENOBUFS)
+"""Errors that say nothing about where a packet goes."""
+_TRIES = 3
+"""Of a packet that comes back with an error."""
 _RECEIVE_EVERY_TICKS = 8
 _TERM_GRACE_NS = 2_000_000_000
 _CLOCK_MONOTONIC = 1
@@ -141,10 +145,10 @@ class SlotPlan:
         self._aim(ring, self._length)
         if number == len(built):
             self.leaving_ns = time.monotonic_ns()
-            return self._send(table, self._address, self._batches)
+            return self._send(table, self._address, self._batches, self._rows)
         some, batches = self._messages[built], self._batches_of(self._sockets[built])
         self.leaving_ns = time.monotonic_ns()
-        return self._send(table, some.ctypes.data, batches)
+        return self._send(table, some.ctypes.data, batches, self._rows[built])
 
     def _aim(self, ring: int, lengths: NDArray[np.uint32] | int) -> None:
         np.add(self._first, ring * PACKET_BYTES, out=self._base, casting="unsafe")
@@ -156,26 +160,36 @@ class SlotPlan:
 
     def send_prepared(self, table: RowTable) -> tuple[int, int]:
         """Send again what was aimed at: the floor that benchmarks compare with."""
-        return self._send(table, self._address, self._batches)
+        return self._send(table, self._address, self._batches, self._rows)
 
     @staticmethod
-    def _send(table: RowTable, address: int, batches: list[tuple[int, int, int]]) -> tuple[int, int]:
+    def _send(
+        table: RowTable, address: int, batches: list[tuple[int, int, int]], rows: NDArray[np.intp]
+    ) -> tuple[int, int]:
         sent = dropped = 0
         for fd, first, count in batches:
             last = first + count
+            tries = 0
             while first < last:
                 done = _sendmmsg(fd, address + first * 64, last - first, socket.MSG_DONTWAIT)
                 if done > 0:
                     sent += done
                     first += done
+                    tries = 0
                     continue
                 error = ctypes.get_errno()
                 if error == errno.EINTR:
                     continue
+                tries += 1
+                if error not in _FULL and tries < _TRIES:
+                    continue  # what became of an earlier packet is told to the next one, whoever's that is
                 # A full buffer or an unreachable peer costs one packet, not the connection and not its neighbours.
                 table.counters[SENDER_ERRNO] = error
+                if error not in _FULL:
+                    table.error[rows[first]] = error
                 dropped += 1
                 first += 1
+                tries = 0
         return sent, dropped
 
 

@@ -24,6 +24,7 @@ class VoiceCounters:
     downgrades: int = 0
     ready_ms_max: int = 0
     """Longest time from somebody to talk to until the first frame could be encrypted."""
+    udp_paths_lost: int = 0
     malformed_messages: int = 0
 
 

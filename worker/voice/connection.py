@@ -40,6 +40,7 @@ from shared.protocol.voice_gateway import (
 from worker.voice.commons import VoiceShared
 from worker.voice.dave import MAX_VERSION, Dave
 from worker.voice.doors import Place
+from worker.voice.path import ASK_EVERY_S, PING_EVERY_S, UdpPath, Verdict
 from worker.voice.receive.receiver import Receiver
 from worker.voice.rounds import Round
 
@@ -48,7 +49,6 @@ HANDSHAKE_TIMEOUT_S = 20.0
 """From an open WebSocket to a key, or to the end of a resume."""
 DISCOVERY_EVERY_S = 1.0
 DISCOVERY_TRIES = 6
-KEEPALIVE_EVERY_S = 5.0
 SHORTEST_HEARTBEAT_S = 1.0
 """Whatever a server tells: each millisecond, heartbeats would be a flood, and every pause of a network a dead peer."""
 DEAD_AFTER_UNACKED = 2
@@ -72,7 +72,13 @@ _KINDS_LOGGED = 32
 _NOT_THE_NETWORK = (
     *(ErrorCode.E2EE_REQUIRED, ErrorCode.E2EE_FAILED, ErrorCode.VOICE_MODE_UNSUPPORTED),
     *(ErrorCode.MALFORMED_MESSAGE, ErrorCode.VOICE_SERVER_REFUSED),
+    *(ErrorCode.UDP_LOST, ErrorCode.UDP_REFUSED, ErrorCode.UDP_UNREACHABLE),
 )
+_PATH_MESSAGES = {
+    ErrorCode.UDP_LOST: "the media server at {} answers no ping any more: sound does not arrive there",
+    ErrorCode.UDP_REFUSED: "{} refuses UDP: nobody listens there any more",
+    ErrorCode.UDP_UNREACHABLE: "UDP to {} cannot leave: no route, or a firewall of this host",
+}
 _MODE_BITS = {"microphone": 1, "soundshare": 2, "priority": 4}
 
 
@@ -88,10 +94,13 @@ class DatagramPort(Protocol):
 
     def send(self, datagram: bytes) -> None: ...
 
+    def shun(self) -> None: ...
+
     def release(self) -> None: ...
 
 
-LeasePort = Callable[[tuple[str, int], Callable[[bytes], None]], DatagramPort]
+LeasePort = Callable[[tuple[str, int], Callable[[bytes], None], Callable[[int], None]], DatagramPort]
+"""Takes the remote address, and who is told of datagrams from there, and of errors (errno) on the way there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +122,9 @@ class Owner(Protocol):
 
     def link(self, up: bool) -> None:
         """The WebSocket was lost and is being resumed (False), or that is done (True)."""
+
+    def path(self, lost: VoiceError | None) -> None:
+        """Sound does not leave or arrive any more, and why; None: it does again."""
 
     def changed(self) -> None:
         """Encryption, members or the server's version are not what they were."""
@@ -160,6 +172,8 @@ class VoiceConnection:
         """Until the handshake is done."""
         self._port: DatagramPort | None = None
         self._remote: tuple[str, int] = ("", 0)
+        self._path = UdpPath()
+        self._path_is_lost = False
         self._keepalives = 0
         self._questions = 0
         """Of IP discovery, since Ready."""
@@ -199,7 +213,7 @@ class VoiceConnection:
             required=shared.dave_required,
             receiving=receiver is not None,
             on_change=owner.changed,
-            call_later=asyncio.get_running_loop().call_later,
+            call_later=self._call_later,
             log=self._log,
         )
 
@@ -337,6 +351,19 @@ class VoiceConnection:
             return VoiceClosed(code, reason)
         return VoiceError(f"{self._url}: closed with {code} before the first word", code=ErrorCode.VOICE_UNREACHABLE)
 
+    def _call_later(self, delay_s: float, do: Callable[[], None]) -> asyncio.TimerHandle:
+        """Have something done that may have something to say, or end the session."""
+
+        def run() -> None:
+            try:
+                do()
+                if self._socket is not None:
+                    self._flush(self._socket)
+            except VoiceError as error:
+                self._fail(error)
+
+        return asyncio.get_running_loop().call_later(delay_s, run)
+
     def _fail(self, error: Exception) -> None:
         """End this WebSocket from outside of its conversation: `error` is what it ends with."""
         if self._failure is None and self._conversing is not None:
@@ -392,7 +419,7 @@ class VoiceConnection:
                     self._receiver.begin_session(lambda user, frame: self.dave.decrypt(str(user), frame))
                 self._mode = choose_mode(event.modes)
                 self._remote = (event.ip, event.port)
-                self._port = self._lease_port(self._remote, self._receive_datagram)
+                self._port = self._lease_port(self._remote, self._receive_datagram, self.datagram_failed)
                 self._discovery_ssrc, self._questions = event.ssrc, 0
                 self._ask_address()
                 self._go_round("discovery", DISCOVERY_EVERY_S, DISCOVERY_EVERY_S, self._ask_address)
@@ -463,7 +490,7 @@ class VoiceConnection:
         if self._place is not None:
             self._place.leave()
         if "keepalive" not in self._rounds:
-            self._go_round("keepalive", 0, KEEPALIVE_EVERY_S, self._keep_alive)
+            self._go_round("keepalive", 0, PING_EVERY_S, self._keep_alive)
 
     def _flush(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
         """Send what the gateway has to say. Raises: VoiceClosed."""
@@ -492,9 +519,56 @@ class VoiceConnection:
 
     def _keep_alive(self) -> None:
         """Keep NAT mappings and the server's idea of our address fresh (section 3.2)."""
-        if self._port is not None:
-            self._port.send(ip_discovery.keepalive(self._keepalives))
-            self._keepalives += 1
+        assert self._port is not None
+        self._look_at_path()
+        self._port.send(ip_discovery.keepalive(self._keepalives))
+        self._ping()
+
+    def _ping(self) -> None:
+        assert self._port is not None
+        self._port.send(ip_discovery.ping(self._keepalives))
+        self._keepalives += 1
+        self._path.pinged(time.monotonic())
+
+    def datagram_failed(self, number: int) -> None:
+        """A datagram of ours came back, or could not leave.
+
+        Args:
+            number: the kernel's error (errno).
+        """
+        self._path.failed(number, time.monotonic())
+        if self._path.code is not None and "keepalive" in self._rounds and "path" not in self._rounds:
+            self._go_round("path", 0, ASK_EVERY_S, self._look_at_path)
+
+    def _look_at_path(self) -> None:
+        """Ask a path that is doubted, say that one is lost, and end the session where it does not come back."""
+        assert self._port is not None
+        assert self._gateway.ssrc is not None
+        verdict = self._path.look(time.monotonic())
+        if verdict is Verdict.FINE:
+            self._end_round("path")
+            return
+        if "path" not in self._rounds:
+            self._go_round("path", ASK_EVERY_S, ASK_EVERY_S, self._look_at_path)
+        if verdict is Verdict.OVER:
+            self._port.shun()
+            raise self._lost_path()
+        if verdict is Verdict.LOST and not self._path_is_lost:
+            self._path_is_lost = True
+            self._owner.path(self._lost_path())
+        self._ping()
+        self._port.send(ip_discovery.request(self._gateway.ssrc))
+
+    def _lost_path(self) -> VoiceError:
+        assert self._path.code is not None
+        where = f"{self._remote[0]}:{self._remote[1]}"
+        return VoiceError(_PATH_MESSAGES[self._path.code].format(where), code=self._path.code)
+
+    def _path_answers(self, *, ping: bool) -> None:
+        self._path.answered(ping=ping)
+        if self._path_is_lost:
+            self._path_is_lost = False
+            self._owner.path(None)
 
     def _ask_address(self) -> None:
         """Ask for the external address, again each second, until it is told (section 3.1)."""
@@ -510,8 +584,13 @@ class VoiceConnection:
         self._port.send(ip_discovery.request(self._discovery_ssrc))
 
     def _receive_datagram(self, datagram: bytes) -> None:
-        """The answer to a discovery, then what others send, if somebody listens."""
+        """The answer to a discovery, then those of the path, and what others send, if somebody listens."""
+        if ip_discovery.is_pong(datagram):
+            self._path_answers(ping=True)
+            return
         if self._discovery_ssrc is None:
+            if len(datagram) == ip_discovery.PACKET_BYTES and self._path.code is not None:
+                self._path_answers(ping=False)
             if self._receiver is not None and self._described:
                 self._receiver.datagram(datagram)
             return

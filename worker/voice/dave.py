@@ -7,6 +7,10 @@ While a protocol version of 1 or more is in force nothing leaves in the clear: w
 which is what `ready` says. Old keys stay in use until the transition to the next ones is executed, also where the group
 they come from is gone: as long as somebody is there, they are what the others have.
 
+A client that is cut off may be taken out of the group meanwhile, told or not (section 11, 1). So after each resume
+that did not prove the contrary a new key package is sent: it takes who is in the group out and in again, and who is
+not, in. The keys before stay in use until then: nobody who hears us well loses a frame by that.
+
 MLS work holds the interpreter for milliseconds, so it is done in turns that the pace gives out (`turns.py`).
 
 Source: voice protocol reference, sections 6.2 to 6.5, 6.7 and 6.10; libdave through `dave.py`.
@@ -28,6 +32,7 @@ from structlog.typing import FilteringBoundLogger
 from shared.errors import ErrorCode, ProtocolError, VoiceError
 from shared.protocol.mls import read_commit
 from shared.protocol.voice_gateway import (
+    ClientsConnected,
     CommitAnnounced,
     Event,
     ExecuteTransition,
@@ -38,6 +43,7 @@ from shared.protocol.voice_gateway import (
     Proposals,
     Resumed,
     SessionDescription,
+    State,
     VoiceGateway,
     Welcomed,
 )
@@ -62,6 +68,11 @@ DOWNGRADED_WITHIN_S = 24.0
 GROUP_WITHIN_S = 40.0
 """With others in the channel and no keys for so long, the session is given up: it would be silent for good."""
 _OFFERED_AGAIN_AFTER_S = 10.0
+_TAKEN_IN_WITHIN_S = 2.0
+"""Of a key package: a commit that comes later to who is in no group is for a place that is ours no more."""
+LISTED_WITHIN_S = 2.0
+"""So long what names somebody who is not in the channel is kept: op 11 may come after it (section 11, 2)."""
+_KEPT_PROPOSALS = 8
 _NS_PER_MEMBER, _NS_PER_NEWCOMER = 1_200_000, 1_800_000
 """The most that one message may take: a change to a group of 100 is 40 to 120 ms, making or entering it 140 to 260."""
 
@@ -82,6 +93,13 @@ class _Keys(NamedTuple):
 
     number: int
     ratchet: dave.IKeyRatchet
+
+
+class _PutOff(NamedTuple):
+    """A commit or Welcome that was refused, and may be understood when somebody is listed."""
+
+    event: CommitAnnounced | Welcomed
+    overdue: Timer
 
 
 class _Prepared(NamedTuple):
@@ -148,6 +166,12 @@ class Dave:
         self._untaken: deque[Event] = deque()
         """Waits for its turn. It outlives the WebSocket: a resume does not bring again what was received."""
         self._key_package = b""
+        self._offered_s = 0.0
+        self._in_doubt = False
+        """A resume: whether the group still has us is not known."""
+        self._unlisted: list[Proposals] = []
+        """Refused in this epoch: they may name somebody of whom op 11 will tell."""
+        self._put_off: _PutOff | None = None
         self._offer_again = False
         """A resume may have lost the key package on its way; nobody would ever take us in."""
         self._taken_welcome = b""
@@ -165,6 +189,8 @@ class Dave:
         self._waiting_since_s: float | None = None
         self.version: int | None = None
         """Protocol version in force, None before op 4."""
+        self.was_encrypted = False
+        """A version of 1 or more was in force once."""
         self.refused = False
         """The server ordered to go on without encryption, and that is not done: nothing leaves until it returns."""
 
@@ -202,7 +228,10 @@ class Dave:
 
     def members(self, others: set[str]) -> None:
         """Take over who else is in the channel: nobody else may be proposed for the group."""
+        newcomers = others - self._others
         self._others = others
+        if newcomers:
+            self._try_again()
         self._drop_keys_for_nobody()
         self._wait_or_not()
 
@@ -222,15 +251,23 @@ class Dave:
                 self._execute_prepared(event.transition_id)
             case Resumed():
                 self._offer_again = self._session is not None and not self._in_group
+                self._in_doubt = self._in_group
                 await self._work()
             case HeartbeatAcked():  # of a heartbeat behind the resume: what the server had to say again has come
                 if self._offer_again and not self._in_group:
                     self._gateway.key_package(self._key_package)
                 self._offer_again = False
-                return
+                if not self._in_doubt:
+                    return
+                self._untaken.append(event)
+                await self._work()
             case SessionDescription():
                 self._follow_order(event.dave_protocol_version)
                 self._untaken.append(event)
+                await self._work()
+            case ClientsConnected() if not self._untaken:
+                return
+            case ClientsConnected():  # who explains what was refused
                 await self._work()
             case ExternalSender() | Proposals() | CommitAnnounced() | Welcomed() | PrepareEpoch():
                 self._untaken.append(event)
@@ -260,7 +297,9 @@ class Dave:
         for transition_id in list(self._pending):
             self._drop(transition_id)
         self._untaken.clear()
+        self._forget_refused()
         self._session = None  # it holds on to us, and we to it
+        self._call_later = _never
 
     async def _work(self) -> None:
         """Do in turns what takes milliseconds."""
@@ -285,12 +324,14 @@ class Dave:
                 self._describe(event.dave_protocol_version)
             case ExternalSender():
                 self._set_external_sender(event.package)
+            case HeartbeatAcked():
+                self._come_back()
             case Proposals():
-                self._propose(event.body)
+                self._propose(event)
             case CommitAnnounced():
-                self._commit(event.transition_id, event.commit)
+                self._commit(event)
             case Welcomed():
-                self._welcome(event.transition_id, event.welcome)
+                self._welcome(event)
             case PrepareEpoch():
                 self._prepare_epoch(event.mls_epoch, event.protocol_version)
 
@@ -347,7 +388,9 @@ class Dave:
         if package is None:
             raise VoiceError("no key package could be made", code=ErrorCode.E2EE_FAILED)
         self._key_package = package
-        self._offer_again = False
+        self._offered_s = time.monotonic()
+        self._offer_again = self._in_doubt = False
+        self._forget_refused()
         self._gateway.key_package(package)
 
     def _note_failure(self, source: str, reason: str) -> None:
@@ -372,12 +415,20 @@ class Dave:
     def _recognised(self) -> set[str]:
         return self._others | {self._user_id}
 
-    def _propose(self, body: bytes) -> None:
-        if self._session is None or not body:
+    def _come_back(self) -> None:
+        """After a resume: be taken out of the group and in again, unless something has proved since that we are in."""
+        if self._in_doubt and self._in_group and self._others:
+            self._begin(self._negotiated)
+        self._in_doubt = False
+
+    def _propose(self, event: Proposals) -> None:
+        if self._session is None or not event.body:
             self._fail("proposals")
             return
-        made = self._session.process_proposals(body, self._recognised())
+        made = self._session.process_proposals(event.body, self._recognised())
         if made is None:
+            if len(self._unlisted) < _KEPT_PROPOSALS:
+                self._unlisted.append(event)
             return
         try:
             commit = read_commit(made)
@@ -389,34 +440,77 @@ class Dave:
         if not commit.empty:  # revoking the last proposal leaves an empty commit
             self._gateway.commit_welcome(made)
 
-    def _commit(self, transition_id: int, commit: bytes) -> None:
+    def _commit(self, event: CommitAnnounced) -> None:
+        transition_id = event.transition_id
         try:
-            mls_epoch = read_commit(commit).mls_epoch
+            mls_epoch = read_commit(event.commit).mls_epoch
         except ProtocolError:
             self._recover(transition_id, "commit")
             return
         answer: Any = dave.RejectType.failed
         if self._session is not None:
-            answer = self._session.process_commit(commit)
+            answer = self._session.process_commit(event.commit)
         if answer is dave.RejectType.ignored:
+            if not self._in_group and time.monotonic() - self._offered_s > _TAKEN_IN_WITHIN_S:
+                self._recover(transition_id, "commit for another place")
             return
         if answer is dave.RejectType.failed:
-            if self._mls_epoch is None or mls_epoch >= self._mls_epoch:  # else it is told again
+            if self._mls_epoch is not None and mls_epoch < self._mls_epoch:
+                return  # it is told again
+            if self._unlisted:
+                self._put_it_off(event, "commit")
+            else:
                 self._recover(transition_id, "commit")
             return
         self._mls_epoch = mls_epoch + 1
         self._entered(transition_id, answer)
 
-    def _welcome(self, transition_id: int, welcome: bytes) -> None:
-        digest = sha256(welcome).digest()
+    def _welcome(self, event: Welcomed) -> None:
+        digest = sha256(event.welcome).digest()
         if digest == self._taken_welcome:
             return  # it is told again
-        changes = self._session.process_welcome(welcome, self._recognised()) if self._session is not None else None
+        changes = None
+        if self._session is not None:
+            changes = self._session.process_welcome(event.welcome, self._recognised())
         if changes is None:
-            self._recover(transition_id, "welcome")
+            # a second time in a row it may name somebody of whom we were not told yet
+            again = bool(self._recoveries) and time.monotonic() - self._recoveries[-1] < LISTED_WITHIN_S
+            if again:
+                self._put_it_off(event, "welcome")
+            else:
+                self._recover(event.transition_id, "welcome")
             return
         self._taken_welcome = digest
-        self._entered(transition_id, changes)
+        self._entered(event.transition_id, changes)
+
+    # what op 11 may explain
+
+    def _put_it_off(self, event: CommitAnnounced | Welcomed, what: str) -> None:
+        """Look at it again when somebody is listed; when nobody is for a while, recover."""
+        overdue = self._call_later(LISTED_WITHIN_S, partial(self._nobody_was_listed, event.transition_id, what))
+        self._put_off = _PutOff(event, overdue)
+
+    def _nobody_was_listed(self, transition_id: int, what: str) -> None:
+        self._put_off = None
+        if self._gateway.state is not State.CLOSED:  # else a resume brings us in anew
+            self._recover(transition_id, what)
+            self._on_change()
+
+    def _try_again(self) -> None:
+        """Have what was refused done anew, in its turn."""
+        self._untaken.extend(self._unlisted)
+        self._unlisted.clear()
+        put_off, self._put_off = self._put_off, None
+        if put_off is not None:
+            put_off.overdue.cancel()
+            self._untaken.append(put_off.event)
+
+    def _forget_refused(self) -> None:
+        """It was of another epoch."""
+        self._unlisted.clear()
+        if self._put_off is not None:
+            self._put_off.overdue.cancel()
+            self._put_off = None
 
     def _entered(self, transition_id: int, changes: dict[int, list[int]]) -> None:
         """A group or epoch was entered; `changes` are those of its members, without a key where one is gone."""
@@ -426,6 +520,8 @@ class Dave:
         if ratchet is None or authenticator is None:
             self._recover(transition_id, "group without keys")
             return
+        self._in_doubt = False
+        self._forget_refused()
         self._privacy_code = dave.generate_displayable_code(authenticator, _CODE_DIGITS, _CODE_GROUP)
         if self._decryptors is not None:
             self._follow_others(self._session, self._decryptors, changes)
@@ -540,6 +636,7 @@ class Dave:
         elif version:
             self.refused = False
         self.version = self._described = version
+        self.was_encrypted |= version > 0
         self._let_clear_frames_pass()
         if not version:
             self._encryptor.set_key_ratchet(None)
@@ -573,6 +670,11 @@ class Dave:
             waited_ms = int((now_s - self._waiting_since_s) * 1_000)
             self._counters.ready_ms_max = max(self._counters.ready_ms_max, waited_ms)
             self._waiting_since_s = None
+
+
+def _never(_delay_s: float, _do: Callable[[], None]) -> Timer:
+    """For a session that is over."""
+    raise RuntimeError("the session is over")
 
 
 def _check_version(version: int) -> None:

@@ -192,6 +192,16 @@ class DaveGroup:
             self._transition.waiting.discard(who)
         return out + self._end_transition() + self._advance()
 
+    def sever(self, user: str) -> list[Outgoing]:
+        """A client's WebSocket is gone: its leaf is removed, and it needs a new key package. Raises: KeyError."""
+        who = self._participants[user]
+        out = self._revoke_add(who)
+        who.key_package = None
+        who.broken = who.leaf is not None
+        if self._transition is not None:
+            self._transition.waiting.discard(who)
+        return out + self._end_transition() + self._advance()
+
     def key_package(self, user: str, body: bytes) -> list[Outgoing]:
         """Op 26. Raises: KeyError, MlsFormatError."""
         who = self._participants[user]
