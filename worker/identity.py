@@ -16,16 +16,21 @@ class Identity(NamedTuple):
         name: stable, `<host>-<role>-<n>`.
         parent: pid of the supervisor.
         ports: first and last UDP port dealt to it, empty for any.
+        life: descriptor of the memory for its signs of life.
     """
 
     id: str
     name: str
     parent: int
     ports: range
+    life: int
 
     def arguments(self) -> list[str]:
         ports = f"{self.ports.start}-{self.ports.stop - 1}" if self.ports else "0"
-        return ["--id", self.id, "--name", self.name, "--parent", str(self.parent), "--ports", ports]
+        return [
+            *("--id", self.id, "--name", self.name, "--parent", str(self.parent)),
+            *("--ports", ports, "--life", str(self.life)),
+        ]
 
 
 def read_identity(arguments: list[str]) -> Identity:
@@ -34,9 +39,11 @@ def read_identity(arguments: list[str]) -> Identity:
     parser.add_argument("--name", required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--ports", default="0")
+    parser.add_argument("--life", type=int, required=True)
     known = parser.parse_args(arguments)
     low, _, high = known.ports.partition("-")
-    return Identity(known.id, known.name, known.parent, range(int(low), int(high) + 1) if high else range(0))
+    ports = range(int(low), int(high) + 1) if high else range(0)
+    return Identity(known.id, known.name, known.parent, ports, known.life)
 
 
 def host_name() -> str:

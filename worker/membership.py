@@ -15,6 +15,7 @@ import msgspec
 
 from shared.clock import NS_PER_MS, LocalClock, unix_ms
 from shared.errors import StoreError
+from shared.life import Life
 from shared.logs import get_logger
 from shared.schema import event as events
 from shared.schema.event import Event
@@ -54,8 +55,11 @@ class Report(NamedTuple):
 class Membership:
     """One worker as the coordinator sees it."""
 
-    def __init__(self, store: Store, keys: Keys, record: WorkerRecord, clock: LocalClock) -> None:
+    def __init__(
+        self, store: Store, keys: Keys, record: WorkerRecord, clock: LocalClock, life: Life | None = None
+    ) -> None:
         self.record = record
+        self._life = life
         self.keys = keys
         self._store = store
         self._clock = clock
@@ -111,6 +115,8 @@ class Membership:
 
     def beat(self, headroom: int, stats: WorkerStats) -> None:
         """Renew without waiting for it; called from the pace of the work itself, so that a dead pace ends the lease."""
+        if self._life is not None:
+            self._life.beat()
         if self._beating is None or self._beating.done():
             self._beating = asyncio.create_task(self._renew_or_note(headroom, stats))
 

@@ -15,6 +15,7 @@ import sys
 import time
 
 from shared.errors import EXIT_CONFIG, ConfigError, ErrorCode, StoreError
+from shared.life import Life, Watch
 from shared.logs import get_logger
 from shared.settings import Settings, parse_ports
 from shared.store.client import Store, reach
@@ -27,6 +28,9 @@ _FIRST_BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 30.0
 _HEALTHY_AFTER_S = 30.0
 _REPORT_TRIES = 5
+_LOOK_EVERY_S = 0.25
+_LOOKS_WITHOUT_LIFE = 6
+"""Workers beat twice a second: one that stands still is replaced 1.5 to 2 s later, sooner than its lease runs out."""
 
 
 def deal_ports(ports: range, workers: int) -> list[range]:
@@ -74,13 +78,17 @@ class _Child:
         self.ports = ports
         self.process: asyncio.subprocess.Process | None = None
         self.id = ""
+        self.life = Life()
 
     async def start(self) -> None:
+        self.life.close()
+        self.life = Life()
         self.id = f"{host_name()}-{self.role}-{self.number}-{secrets.token_hex(4)}"
-        identity = Identity(self.id, self.name, os.getpid(), self.ports)
+        identity = Identity(self.id, self.name, os.getpid(), self.ports, self.life.fd)
         self.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", f"worker.{self.role}", *identity.arguments()),
             stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=(self.life.fd,),
             start_new_session=True,  # Ctrl-C reaches the supervisor alone, which ends its children in order
         )
 
@@ -136,7 +144,9 @@ class Supervisor:
                 get_logger().error("worker.unstartable", worker=child.name, error=str(error))
             else:
                 assert child.process is not None
+                watching = asyncio.create_task(self._watch(child))
                 status = await child.process.wait()
+                watching.cancel()
                 if self._stopping:
                     return
                 get_logger().error("worker.died", worker=child.id, status=status)
@@ -147,6 +157,15 @@ class Supervisor:
                 backoff_s = _FIRST_BACKOFF_S
             await asyncio.sleep(backoff_s)
             backoff_s = min(_LONGEST_BACKOFF_S, backoff_s * 2)
+
+    async def _watch(self, child: _Child) -> None:
+        """Kill a worker that stands still: as long as it lives, nobody else may have what it holds."""
+        assert child.process is not None
+        looks = Watch(_LOOKS_WITHOUT_LIFE)
+        while self._stopping or not looks.stands_still(child.life.beats):  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(_LOOK_EVERY_S)
+        get_logger().error("worker.stood_still", worker=child.id, pid=child.process.pid)
+        child.process.kill()
 
     async def _report_gone(self, child: _Child) -> None:
         """Tell the leader that a worker is dead, so that nobody waits for its lease to run out."""

@@ -509,6 +509,37 @@ async def test_what_comes_in_long_chunks_is_waited_for_as_long(
     assert found == outcome
 
 
+async def test_a_child_that_stands_still_is_killed_soon() -> None:
+    """It dies to nobody, and nothing else tells it from a source that has nothing to say."""
+    async with await SourceChild.start(ChildOrder(url=str(PROGRAMME), loop=True)) as child:
+        await child.read()
+        os.kill(child.pid, signal.SIGSTOP)
+        with pytest.raises(SourceError) as caught:
+            await _drain(child)
+    assert (caught.value.code, caught.value.retryable) == (ErrorCode.SOURCE_BROKEN, True)
+    assert "stood still" in caught.value.message
+
+
+async def test_a_child_that_waits_for_a_slow_source_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signs of life come while it reads what does not come; so they do while it waits for the next order."""
+    monkeypatch.setattr(source, "_LOOKS_WITHOUT_LIFE", 1)
+
+    async def never(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"Content-Type": "audio/mpeg"})
+        await answer.prepare(request)
+        await asyncio.sleep(3)
+        return answer
+
+    async with served(("/a", never)) as url, await SourceChild.start(ChildOrder(url=f"{url}/a")) as child:
+        with pytest.raises(SourceError) as caught:
+            await child.read()
+        assert caught.value.code != ErrorCode.SOURCE_BROKEN
+        assert child.waits
+        await asyncio.sleep(1)
+        child.again(ChildOrder(url=str(PROGRAMME)))
+        assert isinstance(await child.read(), Looks)
+
+
 async def test_a_forbidden_source_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the child may not open will not be allowed later."""
     says = pack(Kind.ERROR, json.dumps({"code": "source_forbidden", "message": "no"}).encode())

@@ -344,6 +344,39 @@ async def test_a_killed_sender_is_started_anew_with_all_sockets(rig: Rig) -> Non
     assert (third, rig.port_of(2)) in {(one.ssrc, one.port) for one in await rig.burst(2)}
 
 
+async def test_a_sender_that_stands_still_is_replaced(rig: Rig) -> None:
+    """Stopped, it lives, and sends nothing; the pace of the worker notices, and nothing is lost but what was due."""
+    ssrc = rig.connect()
+    await rig.start()
+    await rig.burst()
+    stopped = rig.sender.pid
+    assert stopped is not None
+    os.kill(stopped, signal.SIGSTOP)
+
+    def looked() -> bool:
+        rig.sender.look()
+        return rig.sender.restarts == 1 and rig.sender.pid != stopped
+
+    async with asyncio.timeout(BOUND_S):
+        while not looked():  # noqa: ASYNC110 - the pace
+            await asyncio.sleep(0.02)
+    assert not alive(stopped)
+    await rig.runs()
+    assert {one.ssrc for one in await rig.burst()} == {ssrc}
+
+
+async def test_a_sender_that_runs_is_left_alone(rig: Rig) -> None:
+    """With rows or without."""
+    await rig.start()
+    pid = rig.sender.pid
+    for number in range(60):
+        if number == 30:
+            rig.connect()
+        rig.sender.look()
+        await asyncio.sleep(0.02)
+    assert (rig.sender.pid, rig.sender.restarts) == (pid, 0)
+
+
 async def test_a_worker_keeps_off_the_core_of_its_sender(rig: Rig) -> None:
     """It follows one that goes first from core to core; a sender that is started anew may use all of them.
 

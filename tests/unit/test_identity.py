@@ -17,7 +17,9 @@ _ports = st.just(range(0)) | st.builds(
 )
 
 
-@given(st.builds(Identity, id=_words, name=_words, parent=st.integers(1, 2**22), ports=_ports))
+@given(
+    st.builds(Identity, id=_words, name=_words, parent=st.integers(1, 2**22), ports=_ports, life=st.integers(3, 999))
+)
 def test_an_identity_is_read_as_it_was_given(identity: Identity) -> None:
     """What the supervisor says is what the child reads."""
     assert read_identity(identity.arguments()) == identity
@@ -25,9 +27,10 @@ def test_an_identity_is_read_as_it_was_given(identity: Identity) -> None:
 
 def test_the_command_line_is_readable() -> None:
     """Who looks at a host's processes sees who they are."""
-    identity = Identity("h-fanout-0-ab", "h-fanout-0", 7, range(50_000, 50_004))
+    identity = Identity("h-fanout-0-ab", "h-fanout-0", 7, range(50_000, 50_004), 5)
     assert identity.arguments() == [
-        *("--id", "h-fanout-0-ab", "--name", "h-fanout-0", "--parent", "7", "--ports", "50000-50003")
+        *("--id", "h-fanout-0-ab", "--name", "h-fanout-0", "--parent", "7", "--ports", "50000-50003"),
+        *("--life", "5"),
     ]
 
 

@@ -11,6 +11,7 @@ import msgspec
 from shared import process
 from shared.clock import CommonClock, LocalClock, unix_ms
 from shared.errors import StoreError
+from shared.life import Life
 from shared.logs import get_logger
 from shared.schema.event import EventType, broadcast_event
 from shared.schema.records import BroadcastStatus, SourceWant, WorkerRecord, WorkerStats
@@ -32,15 +33,16 @@ class EncodeWorker:
 
     Args:
         record: id, name, role, host and capacity.
+        life: moved on twice a second.
     """
 
-    def __init__(self, settings: Settings, record: WorkerRecord) -> None:
+    def __init__(self, settings: Settings, record: WorkerRecord, life: Life) -> None:
         self._settings = settings
         self._keys = Keys(settings.namespace)
         self._clock = CommonClock(LocalClock(*parse_clock_error(settings.clock_error)))
         self._store = Store(settings.redis_url, ca_file=settings.tls_ca_file)
         self._frames = self._store.sibling(raw=True)
-        self._membership = Membership(self._store, self._keys, record, self._clock.local)
+        self._membership = Membership(self._store, self._keys, record, self._clock.local, life)
         self._reporter = Reporter(self._membership)
         self._capacity = record.capacity
         self._seal = Seal(settings.seal_key.get_secret_value() if settings.seal_key else None)

@@ -11,10 +11,13 @@ Exit status: 0 when nobody reads any more; anything else is a death without a wo
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import resource
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import av.logging
@@ -24,7 +27,18 @@ from shared.errors import ErrorCode, GuildcastError
 from worker.encode.decode import Hooks, decode
 from worker.encode.opus import OpusEncoder
 from worker.encode.pcm import FRAME_SAMPLES, peak_db
-from worker.encode.records import NEXT_ORDER, ChildOrder, Kind, Looks, pack, pack_error, read_order, read_rate
+from worker.encode.records import (
+    BEAT_EVERY_S,
+    NEXT_ORDER,
+    ChildOrder,
+    Kind,
+    Looks,
+    pack,
+    pack_error,
+    read_order,
+    read_rate,
+    write_beats,
+)
 
 MEMORY_LIMIT_BYTES = 1024**3
 """Limit of the address space: see `confine`."""
@@ -143,6 +157,13 @@ def run(order: ChildOrder, writer: RecordWriter, hooks: Reporting) -> None:
     writer.write(pack(Kind.END, b"\x01" if hooks.complete else b"", position_samples=position))
 
 
+def live(order_fd: int) -> None:
+    """Say again and again that this process runs: one that was stopped looks like a source that has nothing to say."""
+    for beats in itertools.count(1):
+        write_beats(order_fd, beats)
+        time.sleep(BEAT_EVERY_S)
+
+
 def main() -> int:
     """Read an order and carry it out, until it is killed."""
     confine(parent_pid=int(sys.argv[1]))
@@ -152,6 +173,7 @@ def main() -> int:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     order_fd = sys.stdin.fileno()
     signal.pthread_sigmask(signal.SIG_BLOCK, {NEXT_ORDER})
+    threading.Thread(target=live, args=(order_fd,), daemon=True).start()
     try:
         while True:
             try:

@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
 from shared.errors import ErrorCode, MalformedPacket, SourceError
+from shared.life import Watch
+from shared.logs import get_logger
 from shared.protocol.opus import check_frame
 from worker.encode.records import (
+    BEAT_EVERY_S,
     HEADER_BYTES,
     NEXT_ORDER,
     SILENT_DB,
@@ -26,6 +29,7 @@ from worker.encode.records import (
     Header,
     Kind,
     Looks,
+    read_beats,
     unpack_error,
     unpack_header,
     unpack_looks,
@@ -46,6 +50,8 @@ _EXIT_TIMEOUT_S = 2.0
 """How long a child that closed its pipe may take to end before it is killed."""
 _REAP_TIMEOUT_S = 30.0
 """How long a killed process may take to vanish: only a device that hangs can hold it."""
+_LOOKS_WITHOUT_LIFE = 4
+"""One a beat: a child that stands still is killed after 1 to 1.5 s."""
 _BUFFER_BYTES = 16 * 1024
 """Read-ahead on this side of the pipe; reading pauses at twice that, and the pipe then paces the child."""
 _NOT_RETRYABLE = frozenset({ErrorCode.SOURCE_FORBIDDEN, ErrorCode.CONFIG_INVALID})
@@ -119,6 +125,8 @@ class SourceChild:
         self._failure: SourceError | None = None
         self._ended = False
         self._closing = False
+        self._stood_still = False
+        self._watching = asyncio.create_task(self._watch())
         self._orders = 1
         self.complete = self.waits = False
 
@@ -241,6 +249,7 @@ class SourceChild:
         Raises: TimeoutError: the kernel did not let a killed process go.
         """
         self._closing = True
+        self._watching.cancel()
         self._order_file.close()
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself
             self._process.kill()
@@ -252,7 +261,17 @@ class SourceChild:
             await reaping
             raise
 
+    async def _watch(self) -> None:
+        """Kill a child that stands still: to wait until its frames are missed would be to wait until they are heard."""
+        looks = Watch(_LOOKS_WITHOUT_LIFE)
+        while self.waits or not looks.stands_still(read_beats(self._order_file.fileno())):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(BEAT_EVERY_S)
+        get_logger().error("encoder.stood_still", pid=self.pid)
+        self._stood_still = True
+        self._process.kill()
+
     async def _reap(self) -> None:
+        await asyncio.gather(self._watching, return_exceptions=True)
         async with asyncio.timeout(_REAP_TIMEOUT_S):
             await self._pipe_closed.wait()
             await self._process.wait()
@@ -279,6 +298,8 @@ class SourceChild:
                 status = await self._process.wait()
         except TimeoutError:
             return "the encoding process closed its pipe and went on without it"
+        if self._stood_still:
+            return "the encoding process stood still and was killed"
         if status >= 0:
             return f"the encoding process ended without a word, exit status {status}"
         return f"the encoding process was killed by {signal.Signals(-status).name}"

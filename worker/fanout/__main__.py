@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 
+from shared.life import Life
 from shared.main import run_process
 from shared.process import die_with_parent, raise_file_limit
 from shared.schema.records import WorkerRecord
@@ -33,7 +34,7 @@ def main() -> None:
             capacity=admission.capacity,
             headroom=admission.capacity,
         )
-        await FanoutWorker(settings, record, identity.ports, admission).run(stop)
+        await FanoutWorker(settings, record, identity.ports, admission, Life(identity.life)).run(stop)
 
     run_process("fanout", identity.name, work)
 

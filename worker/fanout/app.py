@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from shared.clock import NS_PER_MS, NS_PER_S, CommonClock, LocalClock, unix_ms
 from shared.errors import ErrorCode, StoreError
+from shared.life import Life
 from shared.logs import get_logger
 from shared.schema.event import EventType, guild_event
 from shared.schema.records import GuildStatus, GuildWant, WorkerRecord, WorkerStats
@@ -80,9 +81,12 @@ class FanoutWorker:
         record: id, name, role, host and capacity.
         ports: UDP ports dealt to this worker, an empty range for any.
         admission: knows how many guilds the worker can take.
+        life: moved on by the pace.
     """
 
-    def __init__(self, settings: Settings, record: WorkerRecord, ports: range, admission: Admission) -> None:
+    def __init__(
+        self, settings: Settings, record: WorkerRecord, ports: range, admission: Admission, life: Life
+    ) -> None:
         self._settings = settings
         self._keys = Keys(settings.namespace)
         self._clock = CommonClock(LocalClock(*parse_clock_error(settings.clock_error)))
@@ -92,7 +96,7 @@ class FanoutWorker:
             if settings.frames_redis_url
             else self._store.sibling(raw=True)
         )
-        self._membership = Membership(self._store, self._keys, record, self._clock.local)
+        self._membership = Membership(self._store, self._keys, record, self._clock.local, life)
         self._reporter = Reporter(self._membership)
         self._admission = admission
         # A row that was given back rests for a second: a full worker needs some to renew its sessions.
@@ -203,6 +207,7 @@ class FanoutWorker:
         last_seen_ns = self._clock.local.now_ns()
         beat_at_tick = 0
         while True:
+            self._sender.look()
             self._sender.step_aside()
             now_ns = self._clock.now_ns()
             self._table.head[CLOCK_OFFSET_NS] = self._clock.offset_ns()

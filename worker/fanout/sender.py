@@ -53,6 +53,7 @@ _FULL = (errno.EAGAIN, errno.ENOBUFS)
 """Errors that say nothing about where a packet goes."""
 _TRIES = 3
 """Of a packet that comes back with an error."""
+_SOCKETS_WITHIN_S = 0.3
 _RECEIVE_EVERY_TICKS = 8
 _TERM_GRACE_NS = 2_000_000_000
 _CLOCK_MONOTONIC = 1
@@ -219,7 +220,8 @@ class Sender:
         self._layouts[slot] = int(table.layout[slot])
         self._receive_sockets()
         while len(self._fds) < table.head[SOCKETS]:
-            select.select([self._sockets], [], [])
+            if not select.select([self._sockets], [], [], _SOCKETS_WITHIN_S)[0]:
+                raise SystemExit("sockets that rows name did not come")  # the next sender is given all of them
             self._receive_sockets()
         rows = np.flatnonzero((table.active == 1) & (table.slot == slot))
         rows = rows[np.argsort(table.socket[rows], kind="stable")]

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 
+from shared.life import Watch
 from shared.logs import get_logger
 from shared.settings import parse_clock_error
 from worker.fanout.cores import Cores
@@ -18,6 +19,10 @@ _FIRST_BACKOFF_S = 0.1
 _LONGEST_BACKOFF_S = 5.0
 _HEALTHY_AFTER_S = 10.0
 _END_WITHIN_S = 1.0
+_STUCK_PASSES = 20
+"""Of the worker's pace without a tick of the sender's: 400 ms."""
+_START_PASSES = 250
+"""The same before its first tick."""
 
 
 class SenderProcess:
@@ -36,6 +41,9 @@ class SenderProcess:
         self._link: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._cores = Cores(workers)
+        self._looks = Watch(_STUCK_PASSES)
+        self._start_passes = 0
+        self._begun_at_tick = 0
         self.restarts = 0
 
     @property
@@ -86,10 +94,31 @@ class SenderProcess:
         finally:
             theirs.close()
         self._unlink()
+        self._expect()
         ours.setblocking(False)
         self._link = ours
         self._unpassed = deque(self._sockets)
         self._pass()
+
+    def look(self) -> None:
+        """Called with each pass of the pace: a sender that goes through no ticks while we do sends nothing either.
+
+        It is killed, which also a stopped one obeys, and `watch` starts the next.
+        """
+        if self._process is None or self._process.returncode is not None:
+            return
+        ticks = int(self._table.sent_tick[0]) - self._begun_at_tick
+        self._start_passes = 0 if ticks else self._start_passes + 1
+        if self._looks.stands_still(ticks) or self._start_passes > _START_PASSES:
+            get_logger().error("sender.stood_still", pid=self._process.pid)
+            self._process.kill()
+            self._expect()
+
+    def _expect(self) -> None:
+        """Count anew from here: nothing is missed before the first tick."""
+        self._begun_at_tick = int(self._table.sent_tick[0])
+        self._looks = Watch(_STUCK_PASSES)
+        self._start_passes = 0
 
     def step_aside(self) -> None:
         """Keep this process off the core of a sender that goes first; called each tick, as the kernel may move it."""
