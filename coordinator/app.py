@@ -12,6 +12,7 @@ from coordinator.election import Leadership
 from coordinator.intake import BLOCK_S, Intake
 from coordinator.jobs import JobEffects
 from coordinator.planner import Planner
+from coordinator.reconcile import Reconciler
 from coordinator.recovery import Failure, Recovery
 from coordinator.registry import Change, Registry
 from shared.clock import unix_ms
@@ -97,7 +98,9 @@ class Coordinator:
         for guild in registry.guilds.values():
             recovery.restore(guild, time.monotonic())
         effects = JobEffects(registry, self._leadership, self._seal, self._servers, recovery)
-        planner = Planner(registry, self._leadership, recovery)
+        reconciler = Reconciler(registry, self._leadership, self._store)
+        await reconciler.claim()
+        planner = Planner(registry, self._leadership, recovery, reconciler)
         woken = asyncio.Event()
         intake = Intake(self._store, self._jobs_reader, registry, self._leadership, effects, lock, woken)
         await self._catch_up(registry, recovery)

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from coordinator.election import Leadership
 from coordinator.placement import Pace, Room, place
+from coordinator.reconcile import Reconciler
 from coordinator.recovery import Recovery
 from coordinator.registry import Broadcast, Change, Guild, Registry, Worker, released
 from shared.clock import unix_ms
@@ -35,7 +36,8 @@ many more, most would wait with it, and behind the groups of calls that stand.""
 class Planner:
     """Assigns guilds to fan-out workers and sources to encode workers."""
 
-    def __init__(self, registry: Registry, leadership: Leadership, recovery: Recovery) -> None:
+    def __init__(self, registry: Registry, leadership: Leadership, recovery: Recovery, reconciler: Reconciler) -> None:
+        self._reconciler = reconciler
         self._registry = registry
         self._leadership = leadership
         self._recovery = recovery
@@ -51,6 +53,7 @@ class Planner:
         for worker in list(self._registry.workers.values()):
             if self._is_lost(worker):
                 await self._let_go(worker)
+        await self._reconciler.step()
         await self._ask_for_voice()
         await self._place_sources()
         await self._place_guilds()

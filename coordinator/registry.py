@@ -5,6 +5,9 @@ A `Change` collects what shall be different; once Redis has it, the mirror follo
 
 from __future__ import annotations
 
+import itertools
+import secrets
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -24,11 +27,13 @@ from shared.schema.records import (
     WorkerRecord,
 )
 from shared.schema.wake import wake_word
+from shared.schema.want_version import FIELD, WantVersion
 from shared.store.client import Store
 from shared.store.keys import Keys
 
 GuildKey = tuple[str, str]
 _Held = TypeVar("_Held")
+_DROPPED_WANT_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,11 @@ class Guild:
     def want_field(self) -> str:
         return f"guild:{self.spec.bot}:{self.spec.guild}"
 
+    @property
+    def want(self) -> GuildWant:
+        """What its worker shall do."""
+        return GuildWant(generation=self.generation, spec=self.spec)
+
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
@@ -63,6 +73,11 @@ class Broadcast:
     @property
     def want_field(self) -> str:
         return f"broadcast:{self.spec.broadcast}"
+
+    @property
+    def want(self) -> SourceWant:
+        """What its worker shall do."""
+        return SourceWant(generation=self.generation, term=self.term, spec=self.spec, stop=self.stopping)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +104,14 @@ class Registry:
         self.guilds: dict[GuildKey, Guild] = {}
         self.broadcasts: dict[str, Broadcast] = {}
         self.workers: dict[str, Worker] = {}
+        self.store_id = ""
+        self.versions: dict[str, WantVersion] = {}
+        """Of workers' wants, as they were written last."""
         self._store = store
+        self._token = secrets.token_hex(4)
+        self._changes = itertools.count(1)
+        self._entries: Counter[str] = Counter()
+        """In each worker's want."""
 
     async def load(self) -> None:
         """Read everything; records that cannot be read are logged and left alone.
@@ -109,7 +131,24 @@ class Registry:
             broadcast = _read(_broadcast, fields, name)
             if broadcast is not None:
                 self.broadcasts[name] = broadcast
+        held: list[Guild | Broadcast] = [*self.guilds.values(), *self.broadcasts.values()]
+        self._entries = Counter(one.worker for one in held if one.worker)
         await self.look_at_workers()
+
+    def version_after(self, worker: str, more: int) -> WantVersion:
+        """The next version of a worker's want, which has so many entries more then."""
+        return self.version_of(self._entries[worker] + more)
+
+    def version_of(self, entries: int) -> WantVersion:
+        """A version like no other, of a want with so many entries."""
+        return WantVersion(self.store_id, f"{self._token}-{next(self._changes)}", entries)
+
+    def accept(self, worker: str, version: WantVersion | None) -> None:
+        """A worker's want has this version now; None: it is gone."""
+        self._entries.pop(worker, None)
+        self.versions.pop(worker, None)
+        if version is not None:
+            self.versions[worker], self._entries[worker] = version, version.entries
 
     async def look_at_statuses(self) -> None:
         """Read what workers reported of guilds and broadcasts under the generations in force.
@@ -234,6 +273,12 @@ class Change:
         self._registry = registry
         self._keys = registry.keys
         self._after: list[Callable[[], None]] = []
+        self._moved: dict[str, tuple[str, str]] = {}
+        """Entries of wants: the worker that had them, and the one that has them then."""
+        self._touched: set[str] = set()
+        """Workers whose want is another then."""
+        self._rewritten: dict[str, int] = {}
+        """Those whose want is written anew, with how many entries."""
         self._woken: dict[str, set[str]] = {}
         """By wake channel, what changed in `want`."""
         self.transaction = Transaction(registry.keys)
@@ -243,11 +288,26 @@ class Change:
 
         Raises: LeaseLost, StoreUnavailable.
         """
+        versions = self._write_versions()
         for channel, names in sorted(self._woken.items()):
             self.transaction.add("PUBLISH", channel, wake_word(names))
         await leadership.commit(self.transaction)
+        for worker, version in versions.items():
+            self._registry.accept(worker, version)
         for follow in self._after:
             follow()
+
+    def _write_versions(self) -> dict[str, WantVersion]:
+        more: Counter[str] = Counter()
+        for before, after in self._moved.values():
+            if before != after:
+                more[before] -= 1
+                more[after] += 1
+        versions = {worker: self._registry.version_after(worker, more[worker]) for worker in self._touched}
+        versions |= {worker: self._registry.version_of(entries) for worker, entries in self._rewritten.items()}
+        for worker, version in versions.items():
+            self.transaction.add("HSET", self._keys.want(worker), FIELD, str(version))
+        return versions
 
     def event(self, event: Event) -> None:
         self.transaction.event(event)
@@ -258,39 +318,54 @@ class Change:
     def _unwant(self, worker: str, field: str) -> None:
         if worker:
             self.transaction.add("HDEL", self._keys.want(worker), field)
-            self._wake(worker, field)
+            self._touch(worker, field)
 
     def _want(self, worker: str, field: str, want: GuildWant | SourceWant) -> None:
         self.transaction.add("HSET", self._keys.want(worker), field, _text(want))
-        self._wake(worker, field)
+        self._touch(worker, field)
 
-    def _wake(self, worker: str, field: str) -> None:
+    def _touch(self, worker: str, field: str) -> None:
+        self._touched.add(worker)
         self._woken.setdefault(self._keys.wake(worker), set()).add(field)
 
-    def put_guild(self, guild: Guild) -> None:
-        """Store a guild's record, and what its worker shall do about it."""
+    def _move(self, field: str, before: str, after: str) -> None:
+        self._moved[field] = (self._moved.get(field, (before, ""))[0], after)
+
+    def rewrite_want(self, worker: str) -> None:
+        """Write all that a worker shall do, whatever stands there."""
+        held: list[Guild | Broadcast] = [*self._registry.guilds_of(worker), *self._registry.broadcasts_of(worker)]
+        self.transaction.add("DEL", self._keys.want(worker))
+        for one in held:
+            self.transaction.add("HSET", self._keys.want(worker), one.want_field, _text(one.want))
+        self._rewritten[worker] = len(held)
+        self._woken[self._keys.wake(worker)] = set()
+
+    def put_guild(self, guild: Guild, *, anew: bool = False) -> None:
+        """Store a guild's record, and what its worker shall do about it; `anew`: nothing stands there any more."""
         key = self._keys.guild(*guild.key)
         before = self._registry.guilds.get(guild.key)
         self.transaction.add("SADD", self._keys.guilds, ":".join(guild.key))
         self.transaction.add(
             *("HSET", key, "spec", _text(guild.spec), "generation", guild.generation, "worker", guild.worker)
         )
-        if guild.status is not None and (before is None or guild.status != before.status):
+        if guild.status is not None and (anew or before is None or guild.status != before.status):
             self.transaction.add("HSET", key, "status", _text(guild.status))
         if before is not None and before.worker != guild.worker:
             self._unwant(before.worker, guild.want_field)
         if guild.worker:
-            self._want(guild.worker, guild.want_field, GuildWant(generation=guild.generation, spec=guild.spec))
+            self._want(guild.worker, guild.want_field, guild.want)
+        self._move(guild.want_field, before.worker if before is not None else "", guild.worker)
         self._after.append(lambda: self._registry.guilds.update({guild.key: guild}))
 
     def drop_guild(self, guild: Guild) -> None:
         self._unwant(guild.worker, guild.want_field)
+        self._move(guild.want_field, guild.worker, "")
         self.transaction.add("DEL", self._keys.guild(*guild.key))
         self.transaction.add("SREM", self._keys.guilds, ":".join(guild.key))
         self._after.append(lambda: self._drop(self._registry.guilds, guild.key))
 
-    def put_broadcast(self, broadcast: Broadcast) -> None:
-        """Store a broadcast's record, and what its encode worker shall do about it."""
+    def put_broadcast(self, broadcast: Broadcast, *, anew: bool = False) -> None:
+        """Store a broadcast's record, and what its encode worker shall do about it; `anew`: as of `put_guild`."""
         name = broadcast.spec.broadcast
         before = self._registry.broadcasts.get(name)
         self.transaction.add("SADD", self._keys.broadcasts, name)
@@ -299,30 +374,34 @@ class Change:
             *("generation", broadcast.generation, "term", broadcast.term, "worker", broadcast.worker),
             *("stopping", int(broadcast.stopping)),
         )
-        if broadcast.status is not None and (before is None or broadcast.status != before.status):
+        if broadcast.status is not None and (anew or before is None or broadcast.status != before.status):
             self.transaction.add("HSET", self._keys.broadcast(name), "status", _text(broadcast.status))
         if before is not None and before.worker != broadcast.worker:
             self._unwant(before.worker, broadcast.want_field)
         if broadcast.worker:
-            want = SourceWant(
-                generation=broadcast.generation, term=broadcast.term, spec=broadcast.spec, stop=broadcast.stopping
-            )
-            self._want(broadcast.worker, broadcast.want_field, want)
+            self._want(broadcast.worker, broadcast.want_field, broadcast.want)
+        self._move(broadcast.want_field, before.worker if before is not None else "", broadcast.worker)
         self._after.append(lambda: self._registry.broadcasts.update({name: broadcast}))
 
     def drop_broadcast(self, broadcast: Broadcast) -> None:
         name = broadcast.spec.broadcast
         self._unwant(broadcast.worker, broadcast.want_field)
+        self._move(broadcast.want_field, broadcast.worker, "")
         self.transaction.add("DEL", self._keys.broadcast(name))
         self.transaction.add("SREM", self._keys.broadcasts, name)
         self.wake_all()
         self._after.append(lambda: self._drop(self._registry.broadcasts, name))
 
     def drop_worker(self, worker_id: str) -> None:
+        """Forget a worker. Should it live all the same, its want tells it to do nothing, for a while."""
         for key in (self._keys.worker(worker_id), self._keys.lease(worker_id), self._keys.want(worker_id)):
             self.transaction.add("DEL", key)
         self.transaction.add("SREM", self._keys.workers, worker_id)
+        self.transaction.add("HSET", self._keys.want(worker_id), FIELD, str(self._registry.version_of(0)))
+        self.transaction.add("PEXPIRE", self._keys.want(worker_id), _DROPPED_WANT_MS)
+        self._touched.discard(worker_id)
         self._after.append(lambda: self._drop(self._registry.workers, worker_id))
+        self._after.append(lambda: self._registry.accept(worker_id, None))
 
     @staticmethod
     def _drop(held: dict[Any, Any], key: object) -> None:

@@ -21,6 +21,7 @@ from shared.schema import event as events
 from shared.schema.event import Event
 from shared.schema.records import BroadcastStatus, GuildStatus, WorkerRecord, WorkerStats
 from shared.schema.wake import read_wake
+from shared.schema.want_version import FIELD, HELD_STORE, take_version
 from shared.store.client import Store
 from shared.store.keys import Keys
 from worker.wanted import Wanted
@@ -30,6 +31,7 @@ RENEW_EVERY_MS = 500
 LOOK_EVERY_S = 2.0
 RECORD_TTL_MS = 60_000
 EVENTS_KEPT = 10_000
+_HELD_TTL_MS = 30_000
 
 _Want = TypeVar("_Want", bound=msgspec.Struct)
 
@@ -69,6 +71,12 @@ class Membership:
         self._lapses = 0
         self._lapses_read = 0
         """Lapses of the lease after which `want` was read: guilds may have been given away meanwhile."""
+        self._store_id = ""
+        """Of the store that `want` was read from last."""
+        self.want_is_lost = False
+        """What this worker shall do does not stand there any more: it goes on with what it does."""
+        self.restores = 0
+        """Times that a lost `want` came back: records may have lost the statuses that were told."""
 
     @property
     def id(self) -> str:
@@ -153,17 +161,66 @@ class Membership:
                 async with aclosing(self._store.hear(channels, LOOK_EVERY_S)) as woken:
                     async for word in woken:
                         lapses, names = self._lapses, read_wake(word)
-                        if names and lapses == self._lapses_read:
+                        if names and lapses == self._lapses_read and not self.want_is_lost:
                             wanted.take(names, await self._store.command("HMGET", self.keys.want(self.id), *names))
                             yield wanted.wants
                             continue
-                        wanted.take_all(await self._store.command("HGETALL", self.keys.want(self.id)))
+                        if not await self._read_want(wanted):
+                            yield wanted.wants
+                            continue
                         yield wanted.wants
                         self._lapses_read = lapses
                         self._clear()
             except StoreError as error:
                 get_logger().warning("want.unreadable", error=error.message)
                 await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - jitter
+
+    async def _read_want(self, wanted: Wanted[_Want]) -> bool:
+        """Read all of `want`; False where it was lost, or was never written.
+
+        A leader of the version before writes none beside the entries, and nothing where there are none.
+        Raises: StoreUnavailable.
+        """
+        want: dict[str, str] = await self._store.command("HGETALL", self.keys.want(self.id))
+        is_versioned = FIELD in want
+        version = take_version(want)
+        if version is None and (is_versioned or not want):
+            if wanted.raw:
+                await self._hold(wanted.raw)
+            return False
+        if version is not None:
+            self._store_id = version.store
+        if self.want_is_lost:
+            get_logger().warning("want.returned", entries=len(want))
+            self.want_is_lost = False
+            self.restores += 1
+        wanted.take_all(want)
+        return True
+
+    async def _hold(self, raw: Mapping[str, str]) -> None:
+        """Go on, and put down what is held: nobody else may know it any more.
+
+        Raises: StoreUnavailable.
+        """
+        if not self.want_is_lost:
+            self.want_is_lost = True
+            get_logger().error("want.lost", held=len(raw))
+        fields = [part for field, body in raw.items() for part in (field, body)]
+        await self._store.transaction(
+            [
+                ("DEL", self.keys.held(self.id)),
+                ("HSET", self.keys.held(self.id), HELD_STORE, self._store_id, *fields),
+                ("PEXPIRE", self.keys.held(self.id), _HELD_TTL_MS),
+                ("PUBLISH", self.keys.wake_leader, self.id),
+            ]
+        )
+
+    async def want_stands(self) -> bool:
+        """Whether there is anything of `want` on Redis just now.
+
+        Raises: StoreUnavailable.
+        """
+        return bool(await self._store.command("EXISTS", self.keys.want(self.id)))
 
     async def report(self, reports: Sequence[Report]) -> list[bool]:
         """Write statuses and events under their generations; False where the work was assigned anew since.

@@ -20,37 +20,38 @@ class Wanted(Generic[_Want]):
     """Entries by name.
 
     Attributes:
+        raw: all entries, as they stand there.
         wants: those that can be read. Never changed: as long as nothing is different it is the same object, and an
             entry that is the same is the same object in the next one.
     """
 
     def __init__(self, kind: type[_Want]) -> None:
         self._decoder = msgspec.json.Decoder(kind)
-        self._raw: dict[str, str] = {}
+        self.raw: dict[str, str] = {}
         self.wants: Mapping[str, _Want] = {}
 
     def take_all(self, raw: dict[str, str]) -> None:
         """The whole hash."""
-        gone = [name for name in self._raw if name not in raw]
-        changed = [name for name, body in raw.items() if self._raw.get(name) != body]
+        gone = [name for name in self.raw if name not in raw]
+        changed = [name for name, body in raw.items() if self.raw.get(name) != body]
         self._change(gone, {name: raw[name] for name in changed})
 
     def take(self, names: Sequence[str], bodies: Sequence[str | None]) -> None:
         """Some entries; None: it is not there."""
         told = dict(zip(names, bodies, strict=True))
-        gone = [name for name, body in told.items() if body is None and name in self._raw]
+        gone = [name for name, body in told.items() if body is None and name in self.raw]
         there = {name: body for name, body in told.items() if body is not None}
-        self._change(gone, {name: body for name, body in there.items() if body != self._raw.get(name)})
+        self._change(gone, {name: body for name, body in there.items() if body != self.raw.get(name)})
 
     def _change(self, gone: Sequence[str], bodies: Mapping[str, str]) -> None:
         if not gone and not bodies:
             return
         wants = dict(self.wants)
         for name in gone:
-            del self._raw[name]
+            del self.raw[name]
             wants.pop(name, None)
         for name, body in bodies.items():
-            self._raw[name] = body
+            self.raw[name] = body
             try:
                 wants[name] = self._decoder.decode(body)
             except msgspec.MsgspecError as error:  # it must not cost the others their worker

@@ -37,6 +37,7 @@ EventType = Literal[
     "worker.lost",
     "worker.drained",
     "leader.changed",
+    "store.emptied",
 ]
 
 

@@ -26,6 +26,8 @@ class Keys:
         """Set of broadcast ids that have a record."""
         self.workers = f"{self.prefix}:workers"
         """Set of worker ids that have a record."""
+        self.store = f"{self.prefix}:store"
+        """Id of this store: another one stands there where it lost its data."""
         self.wake_leader = f"{self.prefix}:wake:leader"
         self.wake_all = f"{self.prefix}:wake:all"
         """Channel that tells every worker to look at the records of its broadcasts."""
@@ -47,6 +49,10 @@ class Keys:
 
     def want(self, worker_id: str) -> str:
         return f"{self.prefix}:want:{worker_id}"
+
+    def held(self, worker_id: str) -> str:
+        """What a worker holds whose `want` was lost."""
+        return f"{self.prefix}:held:{worker_id}"
 
     def wake(self, worker_id: str) -> str:
         return f"{self.prefix}:wake:{worker_id}"

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -27,6 +28,7 @@ from shared.store.client import Store
 from shared.store.keys import Keys
 from shared.store.time_sync import begin_time
 from tests.emulator.client import EmulatorClient
+from tests.emulator.payloads import SILENCE_ID
 from tests.emulator.records import ChannelKind, GuildPackets, GuildReport, SessionReport
 
 PATIENCE_S = 15.0
@@ -534,6 +536,17 @@ class Stack:
 
     async def packets(self, guild: str) -> GuildPackets:
         return await self.discord.packets(guild)
+
+    async def longest_silence_s(self, guild: str) -> float:
+        """The longest time without a frame of sound that somebody could decrypt, from the first one on."""
+        heard = await self.packets(guild)
+        arrivals = sorted(
+            at
+            for session in heard.sessions
+            for at, payload in zip(session.arrival_ns, session.payload, strict=True)
+            if payload > SILENCE_ID
+        )
+        return max((after - before for before, after in pairwise(arrivals)), default=0) / 1e9
 
     async def faults(self, session: SessionReport) -> dict[str, int]:
         """What was wrong with the packets of a session, empty when nothing was.

@@ -6,14 +6,12 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from tests.e2e.stack import Stack, until
-from tests.emulator.payloads import SILENCE_ID
 from tests.media.make_programme import PROGRAMME
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -37,19 +35,8 @@ async def stack(running: Stack) -> AsyncIterator[Stack]:
     await running.clear()
 
 
-async def longest_silence_s(stack: Stack, guild: str) -> float:
-    heard = await stack.packets(guild)
-    arrivals = sorted(
-        at
-        for session in heard.sessions
-        for at, payload in zip(session.arrival_ns, session.payload, strict=True)
-        if payload > SILENCE_ID
-    )
-    return max((after - before for before, after in pairwise(arrivals)), default=0) / 1e9
-
-
 async def tell(stack: Stack, what: str, guilds: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    silences = sorted([await longest_silence_s(stack, guild) for guild in guilds])
+    silences = sorted([await stack.longest_silence_s(guild) for guild in guilds])
     with capsys.disabled():
         print(f"\n  {what}: silence {silences[len(silences) // 2]:.2f} s median, {silences[-1]:.2f} s at most", end=" ")
 
@@ -113,5 +100,5 @@ async def test_an_encoding_child_that_hangs_is_not_heard(stack: Stack, capsys: p
     for guild in guilds:
         (session,) = await stack.sessions(guild)
         assert not await stack.faults(session)
-        assert await longest_silence_s(stack, guild) < 1
+        assert await stack.longest_silence_s(guild) < 1
     await tell(stack, "child", guilds, capsys)

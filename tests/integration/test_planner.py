@@ -14,6 +14,7 @@ import pytest
 from coordinator import planner as planner_module
 from coordinator.election import Leadership
 from coordinator.planner import IDENTIFIES_AT_ONCE, Planner
+from coordinator.reconcile import Reconciler
 from coordinator.recovery import ATTEMPTS, FULL_FOR_S, Failure, Recovery
 from coordinator.registry import Broadcast, Change, Guild, Registry
 from shared.clock import LocalClock
@@ -34,6 +35,7 @@ from shared.schema.records import (
     WorkerStats,
 )
 from shared.schema.wake import LOOK, read_wake
+from shared.schema.want_version import take_version
 from shared.store.client import Store
 from shared.store.keys import Keys
 from worker.membership import Membership, Report
@@ -52,6 +54,7 @@ class Pool:
         self.leadership = Leadership(store, keys, "a")
         self.registry = Registry(store, keys)
         self.recovery = Recovery()
+        self.reconciler: Reconciler
 
     async def lead(self) -> Planner:
         """Begin a term of office; the planner's grace begins with it."""
@@ -61,7 +64,9 @@ class Pool:
         self.registry = Registry(self.store, self.keys)
         await self.registry.load()
         self.recovery = Recovery()
-        return Planner(self.registry, self.leadership, self.recovery)
+        self.reconciler = Reconciler(self.registry, self.leadership, self.store)
+        await self.reconciler.claim()
+        return Planner(self.registry, self.leadership, self.recovery, self.reconciler)
 
     async def worker(self, worker_id: str, role: WorkerRole = "fanout", capacity: int = 100) -> Membership:
         record = WorkerRecord(id=worker_id, name=worker_id, role=role, host="h", capacity=capacity, headroom=capacity)
@@ -86,6 +91,7 @@ class Pool:
     async def wants(self, worker_id: str) -> dict[str, int]:
         """Generation of each guild that a worker shall hold."""
         raw = await self.store.command("HGETALL", self.keys.want(worker_id))
+        assert take_version(raw) is not None or not raw
         return {name: msgspec.json.decode(body, type=GuildWant).generation for name, body in raw.items()}
 
     async def events(self) -> list[Event]:

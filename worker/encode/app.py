@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -48,6 +49,8 @@ class EncodeWorker:
         self._seal = Seal(settings.seal_key.get_secret_value() if settings.seal_key else None)
         self._runs: dict[str, SourceRun] = {}
         self._ending: set[asyncio.Task[None]] = set()
+        self._told: WeakKeyDictionary[SourceRun, BroadcastStatus] = WeakKeyDictionary()
+        """The status of each that was told last."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; sources are left to be taken over by another worker.
@@ -97,7 +100,13 @@ class EncodeWorker:
         )
 
     async def _reconcile_for_ever(self) -> None:
+        restores = self._membership.restores
         async for wants in self._membership.wants(SourceWant):
+            if self._membership.want_is_lost:
+                continue  # nobody ordered that: all goes on as it is
+            if restores != self._membership.restores:
+                restores = self._membership.restores
+                self._tell_again()
             for key in list(self._runs):
                 if key not in wants or wants[key].generation != self._runs[key].want.generation:
                     self._keep(asyncio.create_task(self._runs.pop(key).close()))
@@ -149,4 +158,12 @@ class EncodeWorker:
         if word.is_event:
             kind: EventType | None = "broadcast.title" if word.is_title else None
             event = broadcast_event(spec, status, kind, worker=worker, generation=generation, reason=word.reason)
+        self._told[run] = status
         self._reporter.tell(self._keys.broadcast(spec.broadcast), generation, status, event)
+
+    def _tell_again(self) -> None:
+        """Report all statuses once more: where they stood they may be lost."""
+        for run in self._runs.values():
+            if run in self._told:
+                spec, generation = run.want.spec, run.want.generation
+                self._reporter.tell(self._keys.broadcast(spec.broadcast), generation, self._told[run], None)

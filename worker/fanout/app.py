@@ -368,8 +368,15 @@ class FanoutWorker:
     # what shall be done
 
     async def _reconcile_for_ever(self) -> None:
+        restores = self._membership.restores
         async for wants in self._membership.wants(GuildWant):
+            if self._membership.want_is_lost:
+                continue  # nobody ordered that: all goes on as it is
             self._reconcile(wants)
+            if restores != self._membership.restores:
+                restores = self._membership.restores
+                for session in self._sessions.values():
+                    session.tell_again()
             self._keep_programmes()
             try:
                 await self._look_at_broadcasts()
@@ -488,6 +495,9 @@ class FanoutWorker:
         runs = await self._store.pipeline(
             [("HGET", self._keys.broadcast(programme.broadcast), "run") for programme in programmes]
         )
+        retired = any(programme.run and not run for programme, run in zip(programmes, runs, strict=True))
+        if retired and not await self._membership.want_stands():
+            return  # the store lost its data: nobody took them off air
         for programme, run in zip(programmes, runs, strict=True):
             programme.follow(int(run or 0))
 

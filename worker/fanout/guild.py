@@ -237,6 +237,11 @@ class GuildSession:
         if downgraded and status.listeners != 0:  # else nobody hears it
             self._tell(self, status, "guild.dave_downgraded")
 
+    def tell_again(self) -> None:
+        """Report the status once more: where it stood it may be lost."""
+        if self._told is not None:
+            self._tell(self, self._told, None)
+
     def _status(self, state: GuildState, error: GuildcastError | None) -> GuildStatus:
         status = GuildStatus(
             state=state,

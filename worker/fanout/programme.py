@@ -50,18 +50,24 @@ class Programme:
         self._reader: asyncio.Task[None] | None = None
         self._reader_store: Store | None = None
         self._retiring: asyncio.TimerHandle | None = None
+        self._retired_run = 0
         self._ending: asyncio.Task[None] | None = None
 
     def follow(self, run: int) -> None:
         """Play this run from now on; 0: none is on air."""
         if run == self.run:
             return
+        if self._retiring is not None and run == self._retired_run:  # its record was lost for a moment
+            self._retiring.cancel()
+            self.run, self._retiring = run, None
+            return
         log = get_logger().bind(broadcast=self.broadcast)
-        self.run = run
+        before, self.run = self.run, run
         if self._retiring is not None:
             self._retiring.cancel()
             self._retiring = None
         if not run:
+            self._retired_run = before
             log.info("programme.retired")
             self._retiring = asyncio.get_running_loop().call_later(_RETIRE_AFTER_S, self._drop)
             return
@@ -73,6 +79,7 @@ class Programme:
 
     def _drop(self) -> None:
         """Let go of the run at once."""
+        self._retired_run = 0
         reader, store = self._reader, self._reader_store
         self._reader = self._reader_store = None
         self._ring = FrameRing()
