@@ -22,10 +22,12 @@ from shared.clock import unix_ms
 from shared.logs import get_logger
 from shared.schema.event import Event
 from shared.schema.records import GuildWant, SourceWant
+from shared.schema.wake import LOOK
 from shared.schema.want_version import HELD_STORE, is_whole, read_version
 from shared.store.client import Store
 
 LOOK_EVERY_S = 1.0
+_SAYS_MORE_WITHIN_S = 10.0
 _GUILDS_AT_ONCE = 200
 """Records of guilds that are looked for each time, one after the other."""
 
@@ -44,6 +46,8 @@ class Reconciler:
         self._keys = registry.keys
         self._looked_at_s = 0.0
         self._last_guild = 0
+        self._asked_s: dict[str, float] = {}
+        """Workers that are to put down what they hold, since when."""
 
     async def claim(self) -> None:
         """Learn the store's id, or give it one; once, after the registry was loaded.
@@ -78,6 +82,10 @@ class Reconciler:
         """Write a worker's want again: what is wanted, and what it holds from a store that is gone."""
         name = worker.record.id
         held = await self._store.command("HGETALL", self._keys.held(name)) if missing else {}
+        if missing and not held and self._is_to_say_more(worker):
+            await self._store.command("PUBLISH", self._keys.wake(name), LOOK)
+            return
+        self._asked_s.pop(name, None)
         change = Change(self._registry)
         adopted = self._adopt(name, held, change) if held.pop(HELD_STORE, "") != self._registry.store_id else 0
         if adopted:
@@ -91,6 +99,17 @@ class Reconciler:
         change.rewrite_want(name)
         change.transaction.add("DEL", self._keys.held(name))
         await change.commit(self._leadership)
+
+    def _is_to_say_more(self, worker: Worker) -> bool:
+        """Whether a worker whose want nobody here has written holds something all the same, and may put it down yet.
+
+        To tell it to do nothing would be to take from it what nobody knows of.
+        """
+        name, stats = worker.record.id, worker.record.stats
+        if name in self._registry.versions or not (stats.held or stats.guilds or stats.sources):
+            return False
+        now_s = time.monotonic()
+        return now_s - self._asked_s.setdefault(name, now_s) < _SAYS_MORE_WITHIN_S
 
     def _adopt(self, worker: str, held: dict[str, str], change: Change) -> int:
         """Make records of what a worker holds, where there are none; returns how many."""

@@ -16,6 +16,7 @@ from shared.schema import event as events
 from shared.schema.event import Event
 from shared.schema.records import GuildSpec, GuildStatus, GuildWant, WorkerRecord, WorkerStats
 from shared.schema.wake import wake_word
+from shared.schema.want_version import FIELD
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
 from worker.membership import LEASE_MS, Membership, Report
@@ -210,12 +211,13 @@ async def test_a_lapse_is_made_up_for_by_a_whole_look_only(
     """Whoever lost its lease while it looked may not go by the few entries that it is told of next."""
     monkeypatch.setattr("worker.membership.LOOK_EVERY_S", 10 * BOUND_S)
     await member.join()
-    await store.command("HSET", keys.want(RECORD.id), "guild:main:1", want(1))
+    await store.command("HSET", keys.want(RECORD.id), "guild:main:1", want(1), FIELD, "s:1:1")
     async with aclosing(member.wants(GuildWant)) as looks, asyncio.timeout(BOUND_S):
         await anext(looks)
         clock.ns += (LEASE_MS + 1) * NS_PER_MS
         await member.renew(4, WorkerStats())
         await store.command("HDEL", keys.want(RECORD.id), "guild:main:1")
+        await store.command("HSET", keys.want(RECORD.id), FIELD, "s:2:0")
         await store.command("PUBLISH", keys.wake(RECORD.id), wake_word(["guild:main:2"]))
         assert await anext(looks) == {}
         assert not member.may_identify  # it is read, but not yet acted upon
@@ -354,6 +356,7 @@ async def test_after_a_lapse_want_is_read_before_anybody_identifies(
     assert member.lease_valid
     assert not member.may_identify
     waiting = asyncio.create_task(member.wait_clearance())
+    await store.command("HSET", keys.want(RECORD.id), FIELD, "s:1:0")
     wants = member.wants(GuildWant)
     async with asyncio.timeout(BOUND_S):
         await anext(wants)

@@ -135,6 +135,7 @@ async def test_a_worker_is_called_when_its_want_changes(pool: Pool, guilds: int,
     """Nobody waits for the next look, and a few that changed are named."""
     planner = await pool.lead()
     await pool.worker("a", capacity=100)
+    await planner.step()  # its want is there, and empty
     await pool.guilds(guilds)
     heard = pool.store.hear([pool.keys.wake("a")], 10.0)
     try:
@@ -404,8 +405,10 @@ async def test_the_guilds_of_a_dead_worker_are_given_to_others(pool: Pool, end: 
     for guild in pool.registry.guilds.values():
         assert guild.generation > max(before.values())
     assert len(await pool.wants("b")) == 10
-    for key in (pool.keys.worker("a"), pool.keys.want("a"), pool.keys.lease("a")):
+    for key in (pool.keys.worker("a"), pool.keys.lease("a")):
         assert await pool.store.command("EXISTS", key) == 0
+    assert await pool.wants("a") == {}  # and it is not lost: should it live, it shall do nothing
+    assert 0 < await pool.store.command("PTTL", pool.keys.want("a")) <= 60_000
     assert await pool.store.command("SMEMBERS", pool.keys.workers) == {"b"}
     assert [event.worker for event in await pool.events() if event.type == "worker.lost"] == ["a"]
 

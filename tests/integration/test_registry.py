@@ -21,6 +21,7 @@ from shared.schema.records import (
     WorkerRecord,
     WorkerStats,
 )
+from shared.schema.want_version import take_version
 from shared.store.client import Store
 from shared.store.keys import Keys
 from worker.membership import Membership
@@ -110,17 +111,24 @@ async def test_a_record_that_cannot_be_read_is_left_alone(
     assert await store.command("HGET", keys.guild("main", "5"), "spec") == "nonsense"
 
 
+async def wanted(store: Store, keys: Keys, worker: str) -> set[str]:
+    """Entries of a want that stands as it was written, empty or not."""
+    want = await store.command("HGETALL", keys.want(worker))
+    assert take_version(want) is not None
+    return set(want)
+
+
 async def test_the_want_of_a_worker_follows_the_record(
     store: Store, keys: Keys, registry: Registry, leadership: Leadership
 ) -> None:
     """What a worker shall do changes in the same stroke as the guild's record, and moves with it."""
     await put(registry, leadership, GUILD)
-    assert set(await store.command("HGETALL", keys.want("w"))) == {GUILD.want_field}
+    assert await wanted(store, keys, "w") == {GUILD.want_field}
     await put(registry, leadership, replace(GUILD, worker="x", generation=8))
-    assert await store.command("EXISTS", keys.want("w")) == 0
-    assert set(await store.command("HGETALL", keys.want("x"))) == {GUILD.want_field}
+    assert await wanted(store, keys, "w") == set()
+    assert await wanted(store, keys, "x") == {GUILD.want_field}
     await put(registry, leadership, released(registry.guilds[GUILD.key]))
-    assert await store.command("EXISTS", keys.want("x")) == 0
+    assert await wanted(store, keys, "x") == set()
     assert await store.command("HMGET", keys.guild(*GUILD.key), "generation", "worker") == ["0", ""]
 
 
@@ -142,7 +150,8 @@ async def test_what_is_dropped_is_gone(store: Store, keys: Keys, registry: Regis
     change.drop_broadcast(NEWS)
     await change.commit(leadership)
     assert (registry.guilds, registry.broadcasts) == ({}, {})
-    for key in (keys.guild(*GUILD.key), keys.broadcast("news"), keys.want("w"), keys.want("e"), keys.guilds):
+    assert [await wanted(store, keys, worker) for worker in ("w", "e")] == [set(), set()]
+    for key in (keys.guild(*GUILD.key), keys.broadcast("news"), keys.guilds):
         assert await store.command("EXISTS", key) == 0
 
 
