@@ -9,14 +9,14 @@ import time
 import msgspec
 
 from coordinator.election import Leadership
-from coordinator.intake import BLOCK_S, Intake
+from coordinator.intake import Intake
 from coordinator.jobs import JobEffects
 from coordinator.planner import Planner
 from coordinator.reconcile import Reconciler
 from coordinator.recovery import Failure, Recovery
-from coordinator.registry import Change, Registry
+from coordinator.registry import Change, Registry, fenced
 from shared.clock import unix_ms
-from shared.errors import StoreError
+from shared.errors import ErrorCode, StoreError
 from shared.logs import get_logger
 from shared.schema import event as events
 from shared.schema.event import Event
@@ -26,6 +26,7 @@ from shared.store.client import Store, reach
 from shared.store.keys import Keys
 from shared.voice_servers import VoiceServers
 
+BLOCK_S = 1.0
 _PLAN_EVERY_S = 0.25
 _SWEEP_EVERY_S = 10.0
 _READ_AT_ONCE = 500
@@ -38,7 +39,6 @@ class Coordinator:
     def __init__(self, settings: Settings, host: str) -> None:
         self._keys = Keys(settings.namespace)
         self._store = Store(settings.redis_url, ca_file=settings.tls_ca_file)
-        self._jobs_reader = self._store.sibling(block_s=BLOCK_S)
         self._events_reader = self._store.sibling(block_s=BLOCK_S)
         self._seal = Seal(settings.seal_key.get_secret_value() if settings.seal_key else None)
         self._servers = VoiceServers(settings.voice_hosts, settings.voice_networks)
@@ -71,7 +71,7 @@ class Coordinator:
             except StoreError as error:
                 get_logger().warning("leader.resign_failed", error=error.message)
         finally:
-            for store in (self._jobs_reader, self._events_reader, self._store):
+            for store in (self._events_reader, self._store):
                 await store.close()
         get_logger().info("coordinator.stopped")
 
@@ -86,6 +86,12 @@ class Coordinator:
             await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311 - jitter
 
     async def _lead(self) -> None:
+        """Lead from the first moment on: to read thousands of records takes longer than a lease."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._leadership.keep(), name="lease")
+            await self._begin(group)
+
+    async def _begin(self, group: asyncio.TaskGroup) -> None:
         registry = Registry(self._store, self._keys)
         self._read_until = await self._last_event()
         await registry.load()
@@ -102,15 +108,13 @@ class Coordinator:
         await reconciler.claim()
         planner = Planner(registry, self._leadership, recovery, reconciler)
         woken = asyncio.Event()
-        intake = Intake(self._store, self._jobs_reader, registry, self._leadership, effects, lock, woken)
+        intake = Intake(self._store, registry, self._leadership, effects, lock, woken)
         await self._catch_up(registry, recovery)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._leadership.keep(), name="lease")
-            group.create_task(self._listen(woken), name="wake")
-            group.create_task(self._follow(registry, recovery, lock, woken), name="events")
-            group.create_task(self._plan(planner, lock, woken), name="plan")
-            group.create_task(self._sweep(registry, recovery, lock), name="sweep")
-            group.create_task(intake.run(), name="jobs")
+        group.create_task(self._listen(woken), name="wake")
+        group.create_task(self._follow(registry, recovery, lock, woken), name="events")
+        group.create_task(self._plan(planner, lock, woken), name="plan")
+        group.create_task(self._sweep(registry, recovery, lock), name="sweep")
+        group.create_task(intake.run(), name="jobs")
 
     async def _last_event(self) -> str:
         found = await self._store.command("XREVRANGE", self._keys.events, "+", "-", "COUNT", 1)
@@ -127,6 +131,8 @@ class Coordinator:
         for broadcast in list(registry.broadcasts.values()):
             if broadcast.status is not None and broadcast.status.state == "ended":
                 change.drop_broadcast(broadcast)
+            elif broadcast.worker and broadcast.status is not None and broadcast.status.code == ErrorCode.FENCED:
+                change.put_broadcast(fenced(broadcast, broadcast.status.message))
         await change.commit(self._leadership)
 
     async def _sweep(self, registry: Registry, recovery: Recovery, lock: asyncio.Lock) -> None:
@@ -194,6 +200,11 @@ class Coordinator:
             broadcast = registry.broadcasts.get(event.broadcast)
             if broadcast is not None and broadcast.generation and broadcast.generation == event.generation:
                 change.drop_broadcast(broadcast)
+            return
+        if event.type == "broadcast.stalled" and event.code == ErrorCode.FENCED:
+            broadcast = registry.broadcasts.get(event.broadcast)
+            if broadcast is not None and broadcast.generation and broadcast.generation == event.generation:
+                change.put_broadcast(fenced(broadcast, event.message))
             return
         if not event.guild:
             return

@@ -1,4 +1,8 @@
-"""Takes jobs in order, each once: effect, job status, event and cursor are one change.
+"""Takes jobs in order, each once: effect, job status, event and the entry's end are one change.
+
+What was taken leaves the stream in the same change, so the oldest entry is always the next job. It is asked for and not
+waited for: a blocking read would bring whatever comes, and one job of some hundred megabytes would be the end of each
+leader that reads it. The server tells the length first.
 
 Source: design section 4, "Jobs in".
 """
@@ -20,10 +24,14 @@ from shared.logs import get_logger
 from shared.schema.event import Event
 from shared.schema.job import UNREADABLE, check_sense, decode_job, digest, job_id_of, unserved
 from shared.store.client import Store
+from shared.text import cut
 from shared.urls import HIDDEN, shown
 
 FIELD = "job"
-BLOCK_S = 1.0
+_LOOK_EVERY_S = 0.02
+LARGEST_JOB_BYTES = 1 << 20
+_FUTURE_MS = 3_600_000
+"""An id that lies further ahead was not made by this server's clock."""
 STATUS_KEPT_S = 24 * 3_600
 DEAD_KEPT = 1_000
 _READ_AT_ONCE = 100
@@ -40,11 +48,10 @@ _URL = re.compile(r"""(?i)([a-z][a-z0-9+.-]{0,15}:\\*/\\*/)([^"\n]*)""")
 
 
 class Intake:
-    """Reads the job stream behind a cursor of its own.
+    """Reads the job stream from its beginning: what was done is gone from it.
 
     Args:
-        store: for status look-ups.
-        reader: a client that may block.
+        store: client of Redis.
         lock: held while the desired state changes.
         changed: set after each job.
     """
@@ -52,7 +59,6 @@ class Intake:
     def __init__(
         self,
         store: Store,
-        reader: Store,
         registry: Registry,
         leadership: Leadership,
         effects: JobEffects,
@@ -60,7 +66,6 @@ class Intake:
         changed: asyncio.Event,
     ) -> None:
         self._store = store
-        self._reader = reader
         self._registry = registry
         self._leadership = leadership
         self._effects = effects
@@ -73,21 +78,26 @@ class Intake:
 
         Raises: LeaseLost, StoreUnavailable.
         """
-        cursor = await self._store.command("GET", self._keys.jobs_cursor) or "0-0"
         while True:
-            reply = await self._reader.command(
-                *("XREAD", "COUNT", _READ_AT_ONCE, "BLOCK", int(BLOCK_S * 1_000)),
-                *("STREAMS", self._keys.jobs, cursor),
-            )
-            for _, entries in reply or ():
-                for entry_id, fields in entries:
-                    async with self._lock:
-                        await self._take(entry_id, fields)
-                    self._changed.set()
-                    cursor = entry_id
+            entries = await self._store.script("jobs", [self._keys.jobs], [FIELD, LARGEST_JOB_BYTES, _READ_AT_ONCE])
+            for entry_id, body, length in entries:
+                async with self._lock:
+                    if body is None:
+                        await self._refuse(entry_id, length)
+                    else:
+                        await self._take(entry_id, body)
+                self._changed.set()
+            if not entries:
+                await asyncio.sleep(_LOOK_EVERY_S)
 
-    async def _take(self, entry_id: str, fields: dict[str, str]) -> None:
-        body = fields.get(FIELD, "")
+    async def _refuse(self, entry_id: str, length: int) -> None:
+        """Put a job away that is too large to be looked at."""
+        change = Change(self._registry)
+        error = JobError(f"the job has {length} bytes, allowed are {LARGEST_JOB_BYTES}")
+        self._failed(change, entry_id, "", error, "", entry_id, keep_status=False)
+        await self._finish(entry_id, change)
+
+    async def _take(self, entry_id: str, body: str) -> None:
         job_id = job_id_of(body) or entry_id
         said = digest(body)
         seen: dict[str, Any] = await self._store.command("HGETALL", self._keys.job(job_id))
@@ -103,9 +113,24 @@ class Intake:
             except JobError as error:
                 change = Change(self._registry)  # half an effect is none
                 self._failed(change, job_id, said, error, body, entry_id, keep_status=bool(seen))
-        change.transaction.add("SET", self._keys.jobs_cursor, entry_id)
+        await self._finish(entry_id, change)
+
+    async def _finish(self, entry_id: str, change: Change) -> None:
+        """Carry it out, and with it the end of the entry."""
         change.transaction.add("XDEL", self._keys.jobs, entry_id)
         await change.commit(self._leadership)
+        if int(entry_id.partition("-")[0]) > unix_ms() + _FUTURE_MS:
+            await self._set_back()
+
+    async def _set_back(self) -> None:
+        """Have the stream number its entries by the clock again: after the highest id it would take no more.
+
+        Raises: StoreUnavailable.
+        """
+        last = await self._store.command("XREVRANGE", self._keys.jobs, "+", "-", "COUNT", 1)
+        last_id = str(last[0][0]) if last else f"{unix_ms()}-0"
+        get_logger().warning("jobs.numbered_anew", last_id=last_id)
+        await self._store.command("XSETID", self._keys.jobs, last_id)
 
     async def _do(self, body: str, change: Change) -> None:
         job = decode_job(body)
@@ -145,7 +170,7 @@ def without_credentials(body: str) -> str:
     try:
         return msgspec.json.encode(_bare(msgspec.json.decode(body))).decode()[:_DEAD_BODY_CHARS]
     except UNREADABLE:
-        return _without_secrets(body)[:_DEAD_BODY_CHARS]
+        return cut(_without_secrets(body[:_DEAD_BODY_CHARS]))
 
 
 def _without_secrets(text: str) -> str:
@@ -164,4 +189,4 @@ def _bare(value: Any) -> Any:
         return {name: "(removed)" if _SECRET_NAME.search(name) else _bare(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_bare(inner) for inner in value]
-    return _without_secrets(value) if isinstance(value, str) else value
+    return cut(_without_secrets(value[:_DEAD_BODY_CHARS])) if isinstance(value, str) else value

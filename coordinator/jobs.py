@@ -65,6 +65,9 @@ class JobEffects:
         if before is not None and not before.stopping:
             raise JobError(f"broadcast: {job.broadcast!r} is running", code=ErrorCode.BROADCAST_EXISTS)
         run = await self._leadership.draw()
+        if before is not None:  # its worker has not said so yet, and will have no say in it any more
+            ended = BroadcastStatus(state="ended", at=unix_ms())
+            change.event(broadcast_event(before.spec, ended, reason="stopped"))
         source, opus = kept(job.source, SourceRecord), kept(job.opus, OpusRecord)
         spec = BroadcastSpec(broadcast=job.broadcast, run=run, source=source, opus=opus, job=job.id)
         spec = self._seal.seal_source(spec)

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
+import msgspec
+
 from coordinator.election import Leadership
 from coordinator.placement import Pace, Room, place
 from coordinator.reconcile import Reconciler
@@ -122,6 +124,12 @@ class Planner:
             # The generation is the publishing term, too: whoever published before is fenced by it.
             broadcast = self._registry.broadcasts[name]
             status = broadcast.status
+            if status is not None and status.code == ErrorCode.FENCED:
+                get_logger().error("run.renewed", broadcast=name, run=broadcast.spec.run, error=status.message)
+                spec = msgspec.structs.replace(broadcast.spec, run=await self._leadership.draw())
+                broadcast = replace(broadcast, spec=spec)
+                status = BroadcastStatus(state="starting", at=unix_ms())
+                change.wake_all()
             if status is not None and status.code == ErrorCode.NO_WORKER:
                 status = BroadcastStatus(state="starting", at=unix_ms())  # else it would not be told again
             change.put_broadcast(replace(broadcast, generation=number, term=number, worker=worker, status=status))

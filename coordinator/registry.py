@@ -8,13 +8,15 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import msgspec
 
 from coordinator.election import Leadership, Transaction
+from shared.clock import unix_ms
+from shared.errors import ErrorCode
 from shared.logs import get_logger
 from shared.schema.event import Event
 from shared.schema.records import (
@@ -34,6 +36,7 @@ from shared.store.keys import Keys
 GuildKey = tuple[str, str]
 _Held = TypeVar("_Held")
 _DROPPED_WANT_MS = 60_000
+_PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,20 +123,27 @@ class Registry:
         """
         keys = self.keys
         members = sorted(await self._store.command("SMEMBERS", keys.guilds))
-        found = await self._store.pipeline([("HGETALL", keys.guild(*member.split(":", 1))) for member in members])
-        for member, fields in zip(members, found, strict=True):
+        async for member, fields in self._pages({member: keys.guild(*member.split(":", 1)) for member in members}):
             guild = _read(_guild, fields, member)
             if guild is not None:
                 self.guilds[guild.key] = guild
         names = sorted(await self._store.command("SMEMBERS", keys.broadcasts))
-        found = await self._store.pipeline([("HGETALL", keys.broadcast(name)) for name in names])
-        for name, fields in zip(names, found, strict=True):
+        async for name, fields in self._pages({name: keys.broadcast(name) for name in names}):
             broadcast = _read(_broadcast, fields, name)
             if broadcast is not None:
                 self.broadcasts[name] = broadcast
         held: list[Guild | Broadcast] = [*self.guilds.values(), *self.broadcasts.values()]
         self._entries = Counter(one.worker for one in held if one.worker)
         await self.look_at_workers()
+
+    async def _pages(self, records: dict[str, str]) -> AsyncGenerator[tuple[str, dict[str, str]], None]:
+        """Hashes by name, some hundred in a round trip: between them the lease is renewed."""
+        names = list(records)
+        for start in range(0, len(names), _PAGE):
+            page = names[start : start + _PAGE]
+            found = await self._store.pipeline([("HGETALL", records[name]) for name in page])
+            for name, fields in zip(page, found, strict=True):
+                yield name, fields
 
     def version_after(self, worker: str, more: int) -> WantVersion:
         """The next version of a worker's want, which has so many entries more then."""
@@ -411,3 +421,9 @@ class Change:
 def released(guild: Guild) -> Guild:
     """The guild without a worker: to be placed anew."""
     return replace(guild, generation=0, worker="")
+
+
+def fenced(broadcast: Broadcast, message: str) -> Broadcast:
+    """The broadcast without an encoder, and with a stream that is no good any more: to be placed with a fresh run."""
+    status = BroadcastStatus(state="stalled", at=unix_ms(), code=str(ErrorCode.FENCED), message=message)
+    return replace(broadcast, generation=0, worker="", status=status)

@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from shared.text import cut
+
 EXIT_CONFIG = 78
 """Exit status of a process that was given a wrong setting (sysexits EX_CONFIG)."""
 EXIT_UNAVAILABLE = 75
@@ -115,7 +117,7 @@ class GuildcastError(Exception):
 
     def __init__(self, message: str, *, code: ErrorCode | None = None, retryable: bool | None = None) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = cut(message)
         self.code = code if code is not None else self.default_code
         if retryable is not None:
             self.retryable = retryable

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from shared.text import cut
+
 if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger, Processor
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -33,7 +35,8 @@ def configure(level: str, form: str, **always: str) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
+            _cut_values,
+            structlog.processors.format_exc_info,  # a traceback is as long as it is
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
@@ -43,6 +46,11 @@ def configure(level: str, form: str, **always: str) -> None:
     )
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(**always)
+
+
+def _cut_values(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    """Whatever a value says, a line stays a line."""
+    return {name: cut(value) if isinstance(value, str) else value for name, value in line.items()}
 
 
 def get_logger() -> FilteringBoundLogger:

@@ -10,6 +10,7 @@ from typing import Literal, cast
 import msgspec
 
 from shared.schema.records import BroadcastSpec, BroadcastStatus, GuildSpec, GuildStatus, Record
+from shared.text import MOST_CHARS, cut
 
 FIELD = "event"
 
@@ -78,9 +79,14 @@ class Event(Record, frozen=True, kw_only=True):
 
 
 _decoder = msgspec.json.Decoder(Event)
+_TEXTS = ("message", "reason", "title", "code")
 
 
 def encode(event: Event) -> str:
+    """The event as it stands in the stream; texts that came from outside have a bound."""
+    long = {name: cut(text) for name in _TEXTS if (text := getattr(event, name)) and len(text) > MOST_CHARS}
+    if long:
+        event = msgspec.structs.replace(event, **long)
     return msgspec.json.encode(event).decode()
 
 

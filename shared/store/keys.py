@@ -15,7 +15,6 @@ class Keys:
         self.term = f"{self.prefix}:term"
         self.leader = f"{self.prefix}:leader"
         self.jobs = f"{self.prefix}:jobs"
-        self.jobs_cursor = f"{self.prefix}:jobs:cursor"
         self.jobs_dead = f"{self.prefix}:jobs:dead"
         self.events = f"{self.prefix}:events"
         self.clock = f"{self.prefix}:clock"

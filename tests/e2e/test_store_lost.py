@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from shared.schema.frame_entry import FIELD, Flags, FrameEntry, pack
 from tests.e2e.stack import Stack, until
 from tests.media.make_programme import PROGRAMME
 
@@ -83,3 +84,47 @@ async def test_lost_wants_and_records_are_not_heard(stack: Stack, playing: list[
 
     await until(restored, "all that was deleted")
     await assert_nothing_was_heard_of_it(stack, playing)
+
+
+HIGHEST = 2**64 - 1
+
+
+def _garbage(_: FrameEntry) -> tuple[str, bytes]:
+    return "*", b"garbage"
+
+
+def _highest(_: FrameEntry) -> tuple[str, bytes]:
+    return f"{HIGHEST}-{HIGHEST}", b""
+
+
+def _higher_term(last: FrameEntry) -> tuple[str, bytes]:
+    hostile = last._replace(term=last.term + 10**12, first_index=last.next_index, packets=(), flags=Flags.ENDED)
+    return hostile.id, pack(hostile)
+
+
+@pytest.mark.parametrize("entry", [_garbage, _highest, _higher_term], ids=["garbage", "highest id", "higher term"])
+async def test_nothing_on_the_frame_stream_ends_a_broadcast(
+    stack: Stack,
+    playing: list[str],
+    capsys: pytest.CaptureFixture[str],
+    entry: Callable[[FrameEntry], tuple[str, bytes]],
+) -> None:
+    """Whatever somebody else writes there, the broadcast goes on, on a stream of its own if it must."""
+    broadcasts = sorted(await stack.store.command("SMEMBERS", stack.keys.broadcasts))
+    before = {name: await stack.run_of(name) for name in broadcasts}
+    struck = broadcasts[0]
+    last = (await stack.published(before[struck]))[-1]
+    entry_id, body = entry(last)
+    await stack.frames.command("XADD", stack.keys.frames(before[struck]), entry_id, FIELD, body)
+
+    async def renewed() -> bool:
+        return await stack.run_of(struck) != before[struck]
+
+    await until(renewed, "a fresh run", 40)
+    await stack.wait_state(playing, "playing")
+    await stack.hear_more(playing, 100)
+    assert (await stack.broadcast(struck)).state == "playing"
+    assert [await stack.run_of(name) for name in broadcasts[1:]] == [before[name] for name in broadcasts[1:]]
+    silences = [await stack.longest_silence_s(guild) for guild in playing]
+    with capsys.disabled():
+        print(f"\n  longest silence {max(silences):.2f} s", end=" ")

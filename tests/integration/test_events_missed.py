@@ -36,5 +36,5 @@ async def test_a_gap_is_noticed_by_whoever_catches_up_past_it(
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
     assert coordinator._missed is missed
-    for one in (coordinator._store, coordinator._jobs_reader, coordinator._events_reader):
+    for one in (coordinator._store, coordinator._events_reader):
         await one.close()

@@ -1,4 +1,4 @@
-"""Jobs: in order, each once, each failing alone; effect, status, event and cursor are one."""
+"""Jobs: in order, each once, each failing alone; effect, status, event and the end of the entry are one."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from coordinator.election import Leadership
-from coordinator.intake import BLOCK_S, Intake
+from coordinator.intake import LARGEST_JOB_BYTES, Intake
 from coordinator.jobs import JobEffects
 from coordinator.recovery import Recovery
-from coordinator.registry import Registry
-from shared.errors import LeaseLost
+from coordinator.registry import Change, Registry
+from shared.errors import LeaseLost, StoreError
 from shared.schema import event as events
 from shared.schema.event import Event
 from shared.seal import Seal
@@ -55,7 +56,6 @@ class Pool:
     def __init__(self, store: Store, keys: Keys) -> None:
         self.store = store
         self.keys = keys
-        self.reader = store.sibling(block_s=BLOCK_S)
         self.leadership = Leadership(store, keys, "host")
         self.registry = Registry(store, keys)
 
@@ -71,9 +71,7 @@ class Pool:
     async def taking(self) -> AsyncIterator[asyncio.Task[None]]:
         effects = JobEffects(self.registry, self.leadership, Seal(SEAL_KEY), SERVERS, Recovery())
         self.changing = asyncio.Lock()
-        intake = Intake(
-            self.store, self.reader, self.registry, self.leadership, effects, self.changing, asyncio.Event()
-        )
+        intake = Intake(self.store, self.registry, self.leadership, effects, self.changing, asyncio.Event())
         keeping = asyncio.create_task(self.leadership.keep())
         task = asyncio.create_task(intake.run())
         try:
@@ -130,21 +128,19 @@ class Pool:
 
 
 @pytest.fixture
-async def pool(store: Store, keys: Keys) -> AsyncIterator[Pool]:
+async def pool(store: Store, keys: Keys) -> Pool:
     made = Pool(store, keys)
     await made.lead()
-    yield made
-    await made.reader.close()
+    return made
 
 
 async def test_a_job_that_is_done_says_so(pool: Pool) -> None:
-    """Status, event and record stand together; the entry is gone and the cursor is behind it."""
-    (entry,) = await pool.do(start("a"))
+    """Status, event and record stand together, and the entry is gone."""
+    await pool.do(start("a"))
     assert await pool.status("a") == ("done", "")
     assert [(event.type, event.job) for event in await pool.events()] == [("job.done", "a")]
     assert await pool.store.command("EXISTS", pool.keys.broadcast("news")) == 1
     assert await pool.store.command("XLEN", pool.keys.jobs) == 0
-    assert await pool.store.command("GET", pool.keys.jobs_cursor) == entry
     assert 86_000 < await pool.store.command("TTL", pool.keys.job("a")) <= 86_400
 
 
@@ -320,7 +316,7 @@ async def test_a_header_that_is_not_allowed_is_one_clear_error(pool: Pool, heade
     assert await pool.status("next") == ("done", "")
 
 
-async def test_a_new_leader_goes_on_behind_the_cursor(pool: Pool) -> None:
+async def test_a_new_leader_goes_on_behind_what_was_done(pool: Pool) -> None:
     """Jobs that were taken are not taken again, those that came meanwhile are."""
     await pool.do(start("a"), start("b", "other"))
     await pool.add(stop("c"), join("d"))
@@ -332,25 +328,9 @@ async def test_a_new_leader_goes_on_behind_the_cursor(pool: Pool) -> None:
     assert [event.job for event in await pool.events() if event.type == "job.done"] == list("abcd")
 
 
-async def test_an_entry_that_was_done_and_not_deleted_is_not_done_again(pool: Pool) -> None:
-    """The cursor, not the deletion, says what was done."""
-    entry = (await pool.do(start("a")))[0]
-    await pool.store.command("DEL", pool.keys.job("a"))
-    number = int(entry.split("-")[0])
-    await pool.store.command("DEL", pool.keys.jobs)
-    await pool.store.command("XADD", pool.keys.jobs, f"{number - 1}-0", "job", stop("old"))
-    await pool.store.command("XADD", pool.keys.jobs, f"{number + 1}-0", "job", start("b", "other"))
-    async with pool.taking(), asyncio.timeout(BOUND_S):
-        while not await pool.store.command("EXISTS", pool.keys.job("b")):  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.002)
-    assert await pool.status("b") == ("done", "")
-    assert await pool.store.command("EXISTS", pool.keys.job("old")) == 0
-    assert "news" in pool.registry.broadcasts
-
-
 @pytest.mark.parametrize("body", [join("x"), start("x", "other"), "nonsense"])
 async def test_a_job_taken_by_a_deposed_leader_changes_nothing(pool: Pool, body: str) -> None:
-    """Effect, status, event and cursor are one: all of it is refused, and the next leader does the job."""
+    """Effect, status, event and the end of the entry are one: all is refused, and the next leader does the job."""
     await pool.do(start("a"))
     rival = Leadership(pool.store, pool.keys, "rival")
     await pool.store.command("DEL", pool.keys.leader)
@@ -359,7 +339,7 @@ async def test_a_job_taken_by_a_deposed_leader_changes_nothing(pool: Pool, body:
     mirror = (dict(pool.registry.guilds), dict(pool.registry.broadcasts))
     (entry,) = await pool.add(body)
     effects = JobEffects(pool.registry, pool.leadership, Seal(None), SERVERS, Recovery())
-    intake = Intake(pool.store, pool.reader, pool.registry, pool.leadership, effects, asyncio.Lock(), asyncio.Event())
+    intake = Intake(pool.store, pool.registry, pool.leadership, effects, asyncio.Lock(), asyncio.Event())
     async with asyncio.timeout(BOUND_S):
         with pytest.raises(LeaseLost):
             await intake.run()
@@ -417,3 +397,78 @@ async def test_a_second_join_is_an_update(pool: Pool) -> None:
     assert (spec.broadcast, spec.voice, spec.job) == ("other", stored, "b")
     await pool.do(join("c", channel=GUILD))
     assert pool.registry.guilds["main", GUILD].spec.voice is None
+
+
+# hostile senders
+
+
+async def test_a_job_that_is_too_large_is_put_away_unread(pool: Pool) -> None:
+    """Its length is told before it is read; what stands before and behind it is done."""
+    huge = start("huge", "x" * LARGEST_JOB_BYTES)
+    first, large, last = await pool.add(start("a"), huge, stop("b"))
+    async with pool.taking() as task:
+        await pool.drained(task)
+    assert [await pool.status(one) for one in ("a", large, "b")] == [
+        ("done", ""),
+        ("failed", "job_invalid"),
+        ("done", ""),
+    ]
+    (dead,) = await pool.store.command("XRANGE", pool.keys.jobs_dead, "-", "+")
+    assert (dead[1]["entry"], dead[1]["job"]) == (large, "")
+    assert str(len(huge)) in dead[1]["message"] or "bytes" in dead[1]["message"]
+    assert first < large < last
+
+
+async def test_many_large_jobs_are_read_few_at_a_time(pool: Pool) -> None:
+    """What one answer of the server holds has a bound, however many wait."""
+    word = "x" * (LARGEST_JOB_BYTES - 1_000)
+    await pool.add(*(f'{{"v":1,"id":"j{number}","type":"{word}"}}' for number in range(5)))
+    entries = await pool.store.script("jobs", [pool.keys.jobs], ["job", LARGEST_JOB_BYTES, 100])
+    assert len(entries) == 2
+    async with pool.taking() as task:
+        await pool.drained(task)
+    assert [(await pool.status(f"j{number}"))[0] for number in range(5)] == ["failed"] * 5
+
+
+async def test_a_job_with_the_highest_id_ends_no_stream(pool: Pool) -> None:
+    """It is taken as any other, and the stream goes on to number by the clock."""
+    highest = 2**64 - 1
+    await pool.store.command("XADD", pool.keys.jobs, f"{highest}-{highest}", "job", start("a"))
+    async with pool.taking() as task:
+        await pool.drained(task)
+        for number in range(2):
+            async with asyncio.timeout(BOUND_S):
+                while True:
+                    try:
+                        await pool.add(start(f"later-{number}", f"b{number}"))
+                        break
+                    except StoreError:  # until it was set back
+                        await asyncio.sleep(0.01)
+            await pool.drained(task)
+    assert [await pool.status(one) for one in ("a", "later-0", "later-1")] == [("done", "")] * 3
+
+
+async def test_a_stop_and_a_start_back_to_back_end_the_first_run(pool: Pool) -> None:
+    """Whoever waits for the end of a broadcast hears of it, also where the next one begins at once."""
+    await pool.do(start("a"))
+    change = Change(pool.registry)
+    change.put_broadcast(replace(pool.registry.broadcasts["news"], worker="e", generation=5))
+    await change.commit(pool.leadership)
+    before = pool.registry.broadcasts["news"].spec.run
+    await pool.do(stop("b"), start("c"))
+    ended = [event for event in await pool.events() if event.type == "broadcast.ended"]
+    assert [(event.run, event.reason) for event in ended] == [(before, "stopped")]
+    assert pool.registry.broadcasts["news"].spec.run > before
+
+
+@pytest.mark.parametrize("body", ["nonsense " * 1_000, json.dumps({"v": 1, "id": "a", "type": "t" * 100_000})])
+async def test_no_text_that_goes_out_is_long(pool: Pool, body: str) -> None:
+    """Whatever a job says: in event, status and dead letter it has a bound."""
+    (entry,) = await pool.do(body)
+    (event,) = await pool.events()
+    (dead,) = await pool.store.command("XRANGE", pool.keys.jobs_dead, "-", "+")
+    status = await pool.store.command("HGET", pool.keys.job(event.job), "message")
+    for text in (event.message, status, dead[1]["message"]):
+        assert 0 < len(text) <= 500
+    assert len(dead[1]["job"]) <= 1_000
+    assert entry

@@ -72,7 +72,7 @@ def test_the_names_are_the_agreed_ones() -> None:
     keys = Keys("guildcast")
     assert (keys.jobs, keys.events, keys.term) == ("{guildcast}:jobs", "{guildcast}:events", "{guildcast}:term")
     assert keys.job("a") == "{guildcast}:job:a"
-    assert (keys.jobs_cursor, keys.jobs_dead) == ("{guildcast}:jobs:cursor", "{guildcast}:jobs:dead")
+    assert keys.jobs_dead == "{guildcast}:jobs:dead"
     assert keys.guild("main", "1") == "{guildcast}:guild:main:1"
     assert (keys.want("w"), keys.lease("w")) == ("{guildcast}:want:w", "{guildcast}:lease:w")
     assert keys.frames(17) == "guildcast:frames:{17}:main"

@@ -5,11 +5,13 @@ Source: design section 4, "Frames".
 
 from __future__ import annotations
 
-from shared.errors import Fenced, StaleId
+from shared.errors import Fenced, ProtocolError, StaleId
+from shared.logs import get_logger
 from shared.schema.frame_entry import FIELD, FRAMES_PER_ENTRY, TICK_US, FrameEntry, pack, unpack
 from shared.store.client import Store
 
 _KEPT_LEADS = 3
+_LOOKED_AT = 16
 _EXPIRES_MS = 60_000
 """A stream nobody writes to any more goes after the longest lead and this."""
 
@@ -31,20 +33,22 @@ class Publisher:
         self._expires_ms = lead_ms + _EXPIRES_MS
 
     async def last(self) -> FrameEntry | None:
-        """The newest entry, by whomever.
+        """The newest entry that is one, by whomever; None where there is none among the last.
 
-        Raises: StoreUnavailable; ProtocolError when it cannot be read.
+        Raises: StoreUnavailable.
         """
-        found = await self._store.command("XREVRANGE", self._key, "+", "-", "COUNT", 1)
-        if not found:
-            return None
-        entry_id, fields = found[0]
-        return unpack(entry_id.decode(), fields.get(FIELD.encode(), b""))
+        for entry_id, fields in await self._store.command("XREVRANGE", self._key, "+", "-", "COUNT", _LOOKED_AT):
+            try:
+                return unpack(entry_id.decode(), fields.get(FIELD.encode(), b""))
+            except ProtocolError as error:
+                get_logger().warning("frames.malformed", error=error.message)
+        return None
 
     async def publish(self, entry: FrameEntry) -> None:
         """Append an entry. Safe to repeat: an entry that is there already is not doubled.
 
-        Raises: Fenced: another publisher took over. StoreUnavailable: not known whether it is there, repeat it.
+        Raises: Fenced: another publisher took over, or something stands there that is in the way. StoreUnavailable: not
+            known whether it is there, repeat it.
         """
         try:
             await self._store.pipeline(
@@ -55,10 +59,9 @@ class Publisher:
             )
         except StaleId as error:
             last = await self.last()
-            if last is None:
-                raise
-            if (last.term, last.first_index) != (entry.term, entry.first_index):
-                raise Fenced(f"{self._key}: {entry.id} is refused, {last.id} stands there") from error
+            if last is None or (last.term, last.first_index) != (entry.term, entry.first_index):
+                there = last.id if last is not None else "nothing that can be read"
+                raise Fenced(f"{self._key}: {entry.id} is refused, {there} stands there") from error
 
     async def expire(self) -> None:
         """The run has ended: the stream goes in 60 s.

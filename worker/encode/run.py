@@ -159,6 +159,8 @@ class SourceRun:
     async def _run(self) -> None:
         try:
             last = await self._patiently(self._publisher.last)
+            if last is not None and last.term > self.want.term:
+                raise Fenced(f"an entry of term {last.term} stands there")
             if last is not None:
                 await self._take_over(last)
             if self.want.stop:
@@ -169,10 +171,19 @@ class SourceRun:
             # Else somebody published all of it: only the rest is to be heard.
             await self._finished()
         except Fenced as error:
-            self._log.info("publisher.fenced", error=error.message)
+            self._give_way(error)
         except Exception:  # noqa: BLE001 - one source's defect must not end the others
             self._log.exception("source.crashed")
             self._say(Word("ended", "source_failed", SourceError("internal error", code=ErrorCode.SOURCE_FAILED)))
+
+    def _give_way(self, fence: Fenced) -> None:
+        """Say that something stands in the stream that is above us.
+
+        Where that is the encoder that took this source over, nobody listens: the generation is not ours any more. Else
+        it has no business there, and the leader gives the broadcast a fresh run, on another stream.
+        """
+        self._log.warning("publisher.fenced", error=fence.message)
+        self._say(Word("ended", "stopped") if self.want.stop else Word("stalled", "fenced", fence))
 
     async def _take_over(self, last: FrameEntry) -> None:
         """Go on behind the last entry, with the figures told before."""
@@ -367,7 +378,7 @@ class SourceRun:
         try:
             await self._end("stopped")
         except Fenced as error:
-            self._log.info("publisher.fenced", error=error.message)
+            self._give_way(error)
 
     async def _end(self, reason: str) -> None:
         """Cut what is published at now + 200 ms and end there."""
