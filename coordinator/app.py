@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from dataclasses import replace
 
 import msgspec
 
@@ -101,6 +102,7 @@ class Coordinator:
         await change.commit(self._leadership)
         lock = asyncio.Lock()
         recovery = Recovery()
+        await self._seal_anew(registry)
         for guild in registry.guilds.values():
             recovery.restore(guild, time.monotonic())
         effects = JobEffects(registry, self._leadership, self._seal, self._servers, recovery)
@@ -115,6 +117,20 @@ class Coordinator:
         group.create_task(self._plan(planner, lock, woken), name="plan")
         group.create_task(self._sweep(registry, recovery, lock), name="sweep")
         group.create_task(intake.run(), name="jobs")
+
+    async def _seal_anew(self, registry: Registry) -> None:
+        """Bring credentials into the form of this version; workers refuse those in clear where there is a key."""
+        change = Change(registry)
+        for guild in list(registry.guilds.values()):
+            spec = guild.spec
+            voice = self._seal.seal_anew(spec.voice, spec.bot, spec.guild) if spec.voice is not None else None
+            if voice != spec.voice:
+                change.put_guild(replace(guild, spec=msgspec.structs.replace(spec, voice=voice)))
+        for broadcast in list(registry.broadcasts.values()):
+            sealed = broadcast.spec if broadcast.spec.sealed else self._seal.seal_source(broadcast.spec)
+            if sealed != broadcast.spec:
+                change.put_broadcast(replace(broadcast, spec=sealed))
+        await change.commit(self._leadership)
 
     async def _last_event(self) -> str:
         found = await self._store.command("XREVRANGE", self._keys.events, "+", "-", "COUNT", 1)

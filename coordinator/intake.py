@@ -22,7 +22,7 @@ from shared.clock import unix_ms
 from shared.errors import ErrorCode, JobError
 from shared.logs import get_logger
 from shared.schema.event import Event
-from shared.schema.job import UNREADABLE, check_sense, decode_job, digest, job_id_of, unserved
+from shared.schema.job import JOB_FIELDS, UNREADABLE, check_sense, decode_job, digest, job_id_of, unserved
 from shared.store.client import Store
 from shared.text import cut
 from shared.urls import HIDDEN, shown
@@ -184,9 +184,14 @@ def _bare_url(match: re.Match[str]) -> str:
     return f"{begin}(removed)" if seen == HIDDEN else begin + seen.removeprefix("http://")
 
 
+def _may_be_kept(name: str) -> bool:
+    """Whether a field is one of ours, and no secret: under a name that is not known there may stand one."""
+    return name in JOB_FIELDS and not _SECRET_NAME.search(name)
+
+
 def _bare(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: "(removed)" if _SECRET_NAME.search(name) else _bare(inner) for name, inner in value.items()}
+        return {cut(name): _bare(inner) if _may_be_kept(name) else "(removed)" for name, inner in value.items()}
     if isinstance(value, list):
         return [_bare(inner) for inner in value]
     return cut(_without_secrets(value[:_DEAD_BODY_CHARS])) if isinstance(value, str) else value

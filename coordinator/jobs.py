@@ -91,7 +91,7 @@ class JobEffects:
 
     def _guild_join(self, job: GuildJoin, change: Change) -> None:
         before = self._registry.guilds.get((job.bot, job.guild))
-        voice = self._kept_voice(job.voice) if job.voice is not None else None
+        voice = self._kept_voice(job) if job.voice is not None else None
         if voice is None and before is not None and before.spec.channel == job.channel:
             voice = before.spec.voice
         spec = GuildSpec(
@@ -111,7 +111,7 @@ class JobEffects:
 
     def _guild_voice(self, job: GuildVoice, change: Change) -> None:
         before = self._guild(job.bot, job.guild)
-        voice = self._kept_voice(job.voice)
+        voice = self._kept_voice(job)
         spec = msgspec.structs.replace(before.spec, channel=job.channel, voice=voice, job=job.id)
         if self._goes_on(before, spec):
             change.put_guild(replace(before, spec=msgspec.structs.replace(before.spec, job=job.id)))
@@ -125,16 +125,18 @@ class JobEffects:
         """
         if not before.worker or before.spec.channel != spec.channel:
             return False
-        return self._seal.is_same_voice(before.spec.voice, spec.voice)
+        return self._seal.is_same_voice(before.spec.voice, spec.voice, spec.bot, spec.guild)
 
-    def _kept_voice(self, voice: Voice | str) -> VoiceRecord | str:
+    def _kept_voice(self, job: GuildJoin | GuildVoice) -> VoiceRecord | str:
         """Credentials as they are stored. What came sealed is looked at by the worker that opens it.
 
         Raises: JobError: they are for a server that is not allowed.
         """
+        voice = job.voice
+        assert voice is not None
         if isinstance(voice, Voice) and (reason := self._servers.refusal_of_endpoint(voice.endpoint)):
             raise JobError(f"voice.endpoint: {reason}")
-        return self._seal.seal_voice(voice)
+        return self._seal.seal_voice(voice, job.bot, job.guild)
 
     def _put_anew(self, spec: GuildSpec, before: Guild | None, change: Change) -> None:
         """Store a spec that needs a session of its own: the planner places it under a new generation."""

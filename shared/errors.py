@@ -92,6 +92,7 @@ class ErrorCode(StrEnum):
     E2EE_FAILED = "e2ee_failed"
     E2EE_DOWNGRADED = "e2ee_downgraded"
     VOICE_SERVER_REFUSED = "voice_server_refused"
+    VOICE_FLOODED = "voice_flooded"
     UDP_BLOCKED = "udp_blocked"
     UDP_LOST = "udp_lost"
     UDP_REFUSED = "udp_refused"

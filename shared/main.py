@@ -12,6 +12,7 @@ import uvloop
 
 from shared import logs
 from shared.errors import EXIT_CONFIG, EXIT_UNAVAILABLE, ConfigError, StoreUnavailable
+from shared.process import no_core_dump
 from shared.settings import Settings, load_settings
 
 Work = Callable[[Settings, asyncio.Event], Awaitable[None]]
@@ -25,6 +26,7 @@ def run_process(role: str, name: str, work: Work) -> NoReturn:
         work: runs until the event is set by SIGTERM or SIGINT.
     Exits: 0; 78 for a wrong setting, 75 for a Redis that did not answer at the start, each with one line.
     """
+    no_core_dump()
     try:
         settings = load_settings()
         logs.configure(settings.log_level, settings.log_format, role=role, name=name)

@@ -23,6 +23,11 @@ def die_with_parent(parent_pid: int, by: signal.Signals) -> None:
         sys.exit(0)
 
 
+def no_core_dump() -> None:
+    """Leave nothing behind in a crash: a core holds keys and credentials. Source: getrlimit(2), RLIMIT_CORE."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def raise_file_limit() -> int:
     """Raise the limit of open files to the hard one and return it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

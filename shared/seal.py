@@ -1,10 +1,12 @@
 """Secrets at rest: voice credentials, and those of sources, sealed with AES-256-GCM before they are stored.
 
-    sealed:   voice credentials
+    sealed2:  voice credentials, bound to their bot and guild
     sealed2:  what a source's URL and headers hold, bound to its broadcast
+    sealed:   voice credentials, as they were sealed before: still opened
 
-Behind the mark stands base64(nonce 12 bytes | ciphertext | tag 16 bytes). Without a key, values are stored in clear;
-the coordinator warns of it once at its start.
+Behind the mark stands base64(nonce 12 bytes | ciphertext | tag 16 bytes); what it is bound to is the associated data.
+Without a key, values are stored in clear; the coordinator warns of it once at its start. With one, whoever opens them
+refuses what is in clear: it was put there by somebody else.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from shared.errors import ErrorCode, SourceError, VoiceError
 from shared.schema.records import BroadcastSpec, SourceRecord, VoiceRecord, kept
 from shared.urls import shown
 
-_VOICE_MARK, _SOURCE_MARK = "sealed:", "sealed2:"
+_OLD_MARK, _MARK = "sealed:", "sealed2:"
 _NONCE_BYTES = 12
-_VOICE = b"guildcast voice credentials"
+_OLD_VOICE = b"guildcast voice credentials"
 _SOURCE = b"guildcast source credentials of "
 _Secret = TypeVar("_Secret", bound=msgspec.Struct)
 
@@ -36,43 +38,60 @@ class _SourceSecrets(msgspec.Struct, frozen=True):
     headers: dict[str, str]
 
 
+def _bound_voice(bot: str, guild: str) -> bytes:
+    return f"guildcast voice credentials of {bot}:{guild}".encode()
+
+
 class Seal:
     """Seals and opens secrets with the operator's key, or passes them where there is none."""
 
     def __init__(self, key_base64: str | None) -> None:
         self._aead = AESGCM(base64.b64decode(key_base64)) if key_base64 else None
 
-    def seal_voice(self, voice: VoiceRecord | str) -> VoiceRecord | str:
+    def seal_voice(self, voice: VoiceRecord | str, bot: str, guild: str) -> VoiceRecord | str:
         """Form in which credentials are stored; what came sealed stays as it is."""
         if isinstance(voice, str):
             return voice
         if self._aead is None:
             return kept(voice, VoiceRecord)
-        return _VOICE_MARK + self._sealed(self._aead, voice, _VOICE)
+        return _MARK + self._sealed(self._aead, voice, _bound_voice(bot, guild))
 
-    def open_voice(self, stored: VoiceRecord | str) -> VoiceRecord:
+    def open_voice(self, stored: VoiceRecord | str, bot: str, guild: str) -> VoiceRecord:
         """Credentials in clear.
 
-        Raises: VoiceError (`voice_credentials_rejected`) when the key is missing or not the one that sealed them.
+        Raises: VoiceError (`voice_credentials_rejected`) when the key is missing or not the one that sealed them, when
+            they are another guild's or bot's, or are in clear although there is a key.
         """
-        if not isinstance(stored, str):
-            return stored
-        voice = self._opened(stored.removeprefix(_VOICE_MARK), VoiceRecord, _VOICE)
+        voice = self._opened_voice(stored, bot, guild)
         if voice is None:
             raise VoiceError(
-                "voice credentials are sealed with another key than GUILDCAST_SEAL_KEY of this process",
+                "voice credentials are not sealed for this bot and guild with GUILDCAST_SEAL_KEY of this process",
                 code=ErrorCode.VOICE_CREDENTIALS_REJECTED,
             )
         return voice
 
-    def is_same_voice(self, one: VoiceRecord | str | None, other: VoiceRecord | str | None) -> bool:
+    def seal_anew(self, stored: VoiceRecord | str, bot: str, guild: str) -> VoiceRecord | str:
+        """What a version before stored, in clear or bound to nothing, in the form of this one."""
+        if self._aead is None or (isinstance(stored, str) and not stored.startswith(_OLD_MARK)):
+            return stored
+        voice = stored if isinstance(stored, VoiceRecord) else self._opened_voice(stored, bot, guild)
+        return stored if voice is None else self.seal_voice(voice, bot, guild)
+
+    def is_same_voice(
+        self, one: VoiceRecord | str | None, other: VoiceRecord | str | None, bot: str, guild: str
+    ) -> bool:
         """Whether both are the same credentials, however they are stored; what cannot be opened is the same as none."""
         if one is None or other is None or one == other:
             return one == other and one is not None
-        try:
-            return self.open_voice(one) == self.open_voice(other)
-        except VoiceError:
-            return False
+        opened = self._opened_voice(one, bot, guild)
+        return opened is not None and opened == self._opened_voice(other, bot, guild)
+
+    def _opened_voice(self, stored: VoiceRecord | str, bot: str, guild: str) -> VoiceRecord | None:
+        if not isinstance(stored, str):
+            return stored if self._aead is None else None
+        if stored.startswith(_MARK):
+            return self._opened(stored.removeprefix(_MARK), VoiceRecord, _bound_voice(bot, guild))
+        return self._opened(stored.removeprefix(_OLD_MARK), VoiceRecord, _OLD_VOICE)
 
     def seal_source(self, spec: BroadcastSpec) -> BroadcastSpec:
         """Form in which a broadcast is stored: its source's URL shows host and path, and no headers."""
@@ -81,7 +100,7 @@ class Seal:
         if self._aead is None or (bare == source.url and not source.headers):
             return spec
         secrets = _SourceSecrets(source.url, source.headers)
-        sealed = _SOURCE_MARK + self._sealed(self._aead, secrets, _SOURCE + spec.broadcast.encode())
+        sealed = _MARK + self._sealed(self._aead, secrets, _SOURCE + spec.broadcast.encode())
         return msgspec.structs.replace(
             spec, source=msgspec.structs.replace(source, url=bare, headers={}), sealed=sealed
         )
@@ -94,7 +113,7 @@ class Seal:
         if not spec.sealed:
             return spec.source
         bound = _SOURCE + spec.broadcast.encode()
-        secrets = self._opened(spec.sealed.removeprefix(_SOURCE_MARK), _SourceSecrets, bound)
+        secrets = self._opened(spec.sealed.removeprefix(_MARK), _SourceSecrets, bound)
         if secrets is None:
             raise SourceError(
                 "the source's credentials are sealed with another key than GUILDCAST_SEAL_KEY of this process",

@@ -12,6 +12,7 @@ import msgspec
 from shared.cli.bench import bench_here
 from shared.cli.run import DEFAULT_SOURCE, Demo
 from shared.cli.schema import schema
+from shared.cli.seal import seal_for_job
 from shared.errors import EXIT_CONFIG, ConfigError
 from shared.settings import PREFIX, load_settings
 
@@ -35,6 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--here", action="store_true", required=True, help="measure on this machine alone")
     bench.add_argument("--seconds", type=_positive, default=10, help="how long to measure")
+    seal = commands.add_parser("seal", help="seal voice credentials (JSON on standard input) for a job")
+    seal.add_argument("--guild", required=True)
+    seal.add_argument("--bot", default="main")
     commands.add_parser("config", help="print the effective settings, secrets hidden")
     commands.add_parser("schema", help="print the JSON Schema of all records on Redis")
     return parser
@@ -49,6 +53,8 @@ def main() -> None:
         elif options.command == "config":
             for name, value in settings.shown().items():
                 sys.stdout.write(f"{PREFIX}{name.upper()} = {value}\n")
+        elif options.command == "seal":
+            sys.stdout.write(seal_for_job(settings, sys.stdin.read(), options.bot, options.guild) + "\n")
         elif options.command == "bench":
             sys.exit(bench_here(settings, options.seconds))
         else:

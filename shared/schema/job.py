@@ -91,7 +91,10 @@ class Voice(VoiceRecord, frozen=True, kw_only=True, forbid_unknown_fields=True):
     endpoint: Endpoint
 
 
-SealedVoice = Annotated[str, Meta(pattern=r"^sealed:", description="`Voice` sealed with GUILDCAST_SEAL_KEY")]
+SealedVoice = Annotated[
+    str,
+    Meta(pattern=r"^sealed2?:", max_length=4096, description="`Voice` sealed with GUILDCAST_SEAL_KEY: guildcast seal"),
+]
 SpeakingFlag = Literal["microphone", "soundshare", "priority"]
 OnKick = Literal["stay_out", "rejoin"]
 
@@ -304,3 +307,13 @@ def digest(body: str) -> str:
     except UNREADABLE:
         said = body.encode()
     return hashlib.sha256(said).hexdigest()
+
+
+def _fields(kind: type[msgspec.Struct]) -> set[str]:
+    return {field.encode_name for field in msgspec.structs.fields(kind)}
+
+
+JOB_FIELDS = frozenset({"type"}).union(
+    *(_fields(kind) for kind in Job.__args__), *(_fields(kind) for kind in (SourceSpec, OpusOptions, AnnounceTo))
+)
+"""Names of all fields that a job may have, but for those of credentials."""

@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from shared.errors import StaleId, StoreError, StoreUnavailable
 
 CALL_TIMEOUT_S = 2.0
-_STALE_ID = "equal or smaller than the target stream top item"  # Redis has no code for it
+_STALE_ID = ("equal or smaller than the target stream top item", "exhausted the last possible ID")
 _READ_ONLY = "READONLY"  # Redis 6 wraps the error of a script's command into its text
 START_TIMEOUT_S = 30.0
 """How long a process tries to reach Redis at its start."""
@@ -56,7 +56,7 @@ def _our_errors() -> Iterator[None]:
     except exceptions.RedisError as error:
         if _READ_ONLY in str(error):
             raise StoreUnavailable(str(error)) from error
-        if _STALE_ID in str(error):
+        if any(words in str(error) for words in _STALE_ID):
             raise StaleId(str(error)) from error
         raise StoreError(str(error)) from error
 

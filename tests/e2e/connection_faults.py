@@ -5,7 +5,10 @@ Source: voice protocol reference, sections 6.9 (fault injection list) and 8 (rig
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from tests.e2e.fault_room import BUILT_AHEAD, SECOND, Due, Room, case
+from tests.emulator.client import EmulatorError
 
 AES, XCHACHA = "aead_aes256_gcm_rtpsize", "aead_xchacha20_poly1305_rtpsize"
 UNREADABLE_TEXTS = (
@@ -269,6 +272,19 @@ async def a_flood_of_garbage(room: Room) -> None:
         await room.fault("say", text=UNREADABLE_TEXTS[0], n=1_000)
         await room.fault("say", data=UNREADABLE_BYTES[0], n=100)
         await room.hear_more(SECOND // 5)
+
+
+@case(Due.AGAIN)
+async def a_flood_of_users(room: Room) -> None:
+    """Thousands of new ids in each message: the session ends with a code, and no other guild hears of it."""
+    await room.play()
+    for number in range(20):
+        first = 10**18 + number * 10**6
+        ids = ",".join(f'"{user}"' for user in range(first, first + 4_000))
+        with suppress(EmulatorError):  # once it has ended
+            await room.fault("say", text='{"op":11,"d":{"user_ids":[' + ids + "]}}")
+    await room.stack.wait_event("guild.failed", guild=room.guild, code="voice_flooded")
+    await room.renewed()
 
 
 @case(Due.RESUMED)

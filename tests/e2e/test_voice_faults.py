@@ -112,10 +112,11 @@ async def fates(told: Told) -> dict[str, Fate]:
 
 async def _live(fate: Fate, room: Room, one: Case) -> None:
     """One story to its end; that it went wrong is told by its test."""
+    given_up: GuildStatus | None = None
     try:
         await one.story(room)
         if one.due is Due.FAILED:
-            await _given_up(room, one.code)
+            given_up = await _given_up(room, one.code)
         else:
             newcomer = await room.join_member()
             await room.heard_by(newcomer)
@@ -133,16 +134,17 @@ async def _live(fate: Fate, room: Room, one: Case) -> None:
         fate.sessions = row.sessions
     except Exception as error:  # noqa: BLE001 - one guild's fault must not spoil the others' tests
         fate.error = f"{type(error).__name__}: {error}"
-    fate.status = await room.status()
+    fate.status = given_up or await room.status()  # it may be tried again by now
     fate.wanted = await room.stack.events("guild.voice_wanted", guild=room.guild)
 
 
-async def _given_up(room: Room, code: str) -> None:
+async def _given_up(room: Room, code: str) -> GuildStatus:
     """Wait until the guild's status says that, and why."""
     try:
         async with asyncio.timeout(SETTLED_WITHIN_S):
             while (status := await room.status()) is None or status.code != code:  # noqa: ASYNC110 - set by others
                 await asyncio.sleep(LOOK_EVERY_S)
+            return status
     except TimeoutError:
         raise AssertionError(f"not within {SETTLED_WITHIN_S:g} s: {code}, but {status}") from None
 

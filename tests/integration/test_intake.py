@@ -280,7 +280,7 @@ async def test_credentials_are_sealed_before_they_are_stored(pool: Pool) -> None
     assert "SECRET" not in await pool.everything()
     stored = pool.registry.guilds["main", GUILD].spec.voice
     assert isinstance(stored, str)
-    assert Seal(SEAL_KEY).open_voice(stored).token == "SECRET-token"
+    assert Seal(SEAL_KEY).open_voice(stored, "main", GUILD).token == "SECRET-token"
 
 
 async def test_what_lets_one_into_a_source_is_sealed_before_it_is_stored(pool: Pool) -> None:

@@ -112,7 +112,8 @@ async def test_a_leader_takes_over_what_stands_there(
     for guild in registry.guilds.values():
         assert guild.status is not None
         if guild.spec.voice is not None:
-            assert Seal(seal_key).open_voice(guild.spec.voice).session_id
+            seal, of = Seal(seal_key), (guild.spec.bot, guild.spec.guild)
+            assert seal.open_voice(seal.seal_anew(guild.spec.voice, *of), *of).session_id
     for fields in pool["job"].values():
         assert msgspec.convert(fields, JobStatus, strict=False).state in ("done", "failed")
     for fields in pool["dead"].values():

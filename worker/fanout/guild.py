@@ -87,7 +87,7 @@ class GuildSession:
         try:
             if spec.voice is None:
                 raise VoiceError("no voice credentials came with this guild", code=ErrorCode.VOICE_CREDENTIALS_MISSING)
-            voice = self._seal.open_voice(spec.voice)
+            voice = self._seal.open_voice(spec.voice, spec.bot, spec.guild)
             self._connection = VoiceConnection(
                 Credentials(spec.guild, spec.channel, voice.user_id, voice.session_id, voice.token),
                 voice.endpoint,

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.clock import LocalClock
-from shared.process import die_with_parent
+from shared.process import die_with_parent, no_core_dump
 from worker.fanout.grid import SLOTS, TICK_NS, slot_time_ns
 from worker.fanout.rows import (
     CLOCK_OFFSET_NS,
@@ -311,6 +311,7 @@ def _go_first() -> bool:
 def main(arguments: list[str]) -> None:
     memory_fd, rows, sockets_fd, parent = (int(argument) for argument in arguments[:4])
     die_with_parent(parent, signal.SIGKILL)
+    no_core_dump()
     clock = LocalClock(float(arguments[4]), float(arguments[5]))
     sockets = socket.socket(fileno=sockets_fd)
     sockets.setblocking(False)

@@ -87,6 +87,7 @@ class SenderProcess:
                 *(str(offset_s), str(drift_ppm)),
                 pass_fds=(self._table.fd, theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
+                env={name: value for name, value in os.environ.items() if not name.startswith("GUILDCAST_")},
             )
         except BaseException:
             ours.close()

@@ -37,6 +37,7 @@ from shared.protocol.voice_gateway import (
     State,
     VoiceGateway,
 )
+from worker.voice.allowance import USERS, Allowance
 from worker.voice.commons import VoiceShared
 from worker.voice.dave import MAX_VERSION, Dave
 from worker.voice.doors import Place
@@ -69,9 +70,11 @@ _CLOSE_TO_RESUME = 4000
 """1000 would end the session on the server (section 2.5)."""
 _LARGEST_MESSAGE_BYTES = 1 << 20
 _KINDS_LOGGED = 32
+_PAID_FROM_NS = 1_000_000
+"""Less is not worth a turn."""
 _NOT_THE_NETWORK = (
     *(ErrorCode.E2EE_REQUIRED, ErrorCode.E2EE_FAILED, ErrorCode.VOICE_MODE_UNSUPPORTED),
-    *(ErrorCode.MALFORMED_MESSAGE, ErrorCode.VOICE_SERVER_REFUSED),
+    *(ErrorCode.MALFORMED_MESSAGE, ErrorCode.VOICE_SERVER_REFUSED, ErrorCode.VOICE_FLOODED),
     *(ErrorCode.UDP_LOST, ErrorCode.UDP_REFUSED, ErrorCode.UDP_UNREACHABLE),
 )
 _PATH_MESSAGES = {
@@ -172,6 +175,9 @@ class VoiceConnection:
         """Until the handshake is done."""
         self._port: DatagramPort | None = None
         self._remote: tuple[str, int] = ("", 0)
+        self._allowance = Allowance(time.monotonic())
+        self._unpaid_ns = 0
+        """Work on messages since a turn was taken for it."""
         self._path = UdpPath()
         self._path_is_lost = False
         self._keepalives = 0
@@ -330,17 +336,37 @@ class VoiceConnection:
                     code = websocket.close_code if message.type is not aiohttp.WSMsgType.ERROR else None
                     raise self._ended(_NO_CLOSE if code is None else code, _reason(message))
                 self._place.answered()
-                for event in self._read(message):
+                began_ns = time.monotonic_ns()
+                events = self._read(message)
+                for event in events:
                     self._react(event)
-                    self._working = True
+                self._working = True
+                await self._account(time.monotonic_ns() - began_ns)
+                for event in events:
                     await self.dave.take(event)
-                    self._working = False
+                self._working = False
                 self._flush(websocket)
         finally:
             self._discovery_ssrc = None
             for one in self._rounds.values():
                 one.cancel()
             self._rounds.clear()
+
+    async def _account(self, work_ns: int) -> None:
+        """Have what messages cost paid for like any work: a server that says very much must not outrun the pace.
+
+        Raises: VoiceError: it is more than one server may have.
+        """
+        excess = self._allowance.excess(time.monotonic(), work_ns / 1e9)
+        if excess or (self.others is not None and len(self.others) > USERS):
+            raise VoiceError(
+                f"the server floods this worker: {excess or f'more than {USERS} users'}", code=ErrorCode.VOICE_FLOODED
+            )
+        self._unpaid_ns += work_ns
+        if self._unpaid_ns > _PAID_FROM_NS:
+            paid_ns, self._unpaid_ns = self._unpaid_ns, 0
+            await self._shared.turns.group()
+            self._shared.turns.spent(paid_ns)
 
     def _ended(self, code: int, reason: str) -> VoiceError:
         """What a WebSocket ended with. Before the first word it was no voice server's but its edge's."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from hashlib import sha256
@@ -167,6 +167,7 @@ class Dave:
         """Waits for its turn. It outlives the WebSocket: a resume does not bring again what was received."""
         self._key_package = b""
         self._offered_s = 0.0
+        self._failed: Counter[str] = Counter()
         self._in_doubt = False
         """A resume: whether the group still has us is not known."""
         self._unlisted: list[Proposals] = []
@@ -398,7 +399,9 @@ class Dave:
 
     def _fail(self, what: str) -> None:
         self._counters.failures += 1
-        self._log.info("dave.message_refused", message=what)
+        self._failed[what] += 1
+        if self._failed[what].bit_count() == 1:  # of many, the first, second, fourth ..
+            self._log.info("dave.message_refused", message=what, times=self._failed[what])
 
     def _set_external_sender(self, package: bytes) -> None:
         if not package:  # libdave would read beyond it
