@@ -70,6 +70,9 @@ _FROZEN_SESSIONS = 32
 """A collection looks at what so many sessions brought. Of a thousand sessions it would take 150 ms."""
 _COLLECTED_SESSION_NS = NS_PER_MS
 """The most that a collection takes for each of them: in a storm; else a tenth."""
+_THAWED_EVERY_NS = 120 * NS_PER_S
+_THAWED_NS, _THAWED_SESSION_NS = 60 * NS_PER_MS, NS_PER_MS // 4
+"""What a collection of all that was frozen takes: modules, and 0.15 ms for each session."""
 _FLUSH_WITHIN_S = 0.5
 _SPARE_ROWS = 16
 
@@ -134,6 +137,9 @@ class FanoutWorker:
         self._programmes: dict[str, Programme] = {}
         self._sessions_opened = 0
         self._priority_told = 0
+        self._thawed_ns = self._clock.local.now_ns()
+        self._thawed_at = 0
+        """WebSockets that were opened until then."""
         self._rows_frozen = 0
         self._rows_seen = 0
         self._overloaded = False
@@ -254,7 +260,19 @@ class FanoutWorker:
             get_logger().info("sender.prioritised", realtime=priority == GRANTED)
 
     def _freeze(self) -> None:
-        """Keep established sessions out of what collections look at: they end without leaving cycles behind."""
+        """Keep established sessions out of what collections look at, but for one now and then.
+
+        What ended leaves cycles behind, of our making or a library's, and another Python makes others: nothing that
+        was frozen goes by itself. So where WebSockets were opened since, all of it is looked at, built far ahead.
+        """
+        now_ns, opened = self._clock.local.now_ns(), self._voice.counters.websockets
+        if opened != self._thawed_at and now_ns - self._thawed_ns > _THAWED_EVERY_NS:
+            self._thawed_at, self._thawed_ns = opened, now_ns
+            self._build_far(_THAWED_NS + len(self._sessions) * _THAWED_SESSION_NS)
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
+            return
         rows, calm = self._builder.rows_opened, self._builder.rows_opened == self._rows_seen
         self._rows_seen = rows
         opened = rows - self._rows_frozen

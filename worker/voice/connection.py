@@ -288,6 +288,7 @@ class VoiceConnection:
         with await self._shared.doors.enter(self._endpoint) as self._place:
             await self._may_open()
             websocket = await self._connect()
+            self._shared.counters.websockets += 1
             await self._talk(websocket)
 
     async def _connect(self) -> aiohttp.ClientWebSocketResponse:
