@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 
 import pytest
 from hypothesis import settings
@@ -20,6 +21,19 @@ settings.load_profile("guildcast")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--churn-seconds", default="12", help="how long members come and go in the test of churn")
+
+
+_LONGEST_TEST_S = 600.0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """A test that hangs ends the run, with a word of where each thread was: nobody waits for ever for a red light."""
+    faulthandler.dump_traceback_later(_LONGEST_TEST_S, exit=True)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 _numbers = itertools.count(1)
