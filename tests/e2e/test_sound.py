@@ -138,7 +138,10 @@ async def test_guilds_hear_a_mono_mp3_of_another_rate_from_the_web(
 async def test_a_cut_is_heard_from_its_index_on_and_stops_the_publisher_before(
     stack: Stack, music: Path, tone: Pcm
 ) -> None:
-    """A higher term replaces published frames from its first index on; the publisher before is refused and ends."""
+    """A higher term replaces published frames from its first index on; the publisher before is refused and ends.
+
+    As where the source was given to another encoder: its generation is another one then, too.
+    """
     broadcast = await stack.start(music)
     guilds = await stack.join(6, broadcast)
     run = await stack.run_of(broadcast)
@@ -150,6 +153,7 @@ async def test_a_cut_is_heard_from_its_index_on_and_stops_the_publisher_before(
     seconds, microseconds = map(int, await stack.store.command("TIME"))
     term = max(stored + 1, seconds * 1_000 + microseconds // 1_000)
     await stack.store.command("SET", stack.keys.term, term)
+    await stack.store.command("HSET", stack.keys.broadcast(broadcast), "generation", term)
     epoch_us = (await stack.broadcast(broadcast)).epoch_us
     index = -(-(seconds * 1_000_000 + microseconds + 200_000 - epoch_us) // TICK_US)
     frames = encoded_tone(tone)

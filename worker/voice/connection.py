@@ -52,8 +52,9 @@ DISCOVERY_EVERY_S = 1.0
 DISCOVERY_TRIES = 6
 SHORTEST_HEARTBEAT_S = 1.0
 """Whatever a server tells: each millisecond, heartbeats would be a flood, and every pause of a network a dead peer."""
-DEAD_AFTER_UNACKED = 2
-"""At the server's own interval of 13.75 s a dead one is noticed after 28 to 41 s (section 2.4)."""
+DEAD_AFTER_UNACKED, DEAD_AFTER_S = 2, 5.0
+"""At the server's own interval of 13.75 s a dead one is noticed after 28 to 41 s (section 2.4); at one of a second, no
+server is dead that paused for two."""
 RESUME_TRIES = 5
 """With a server that is there."""
 RESUME_WITHIN_S = 60.0
@@ -193,6 +194,8 @@ class VoiceConnection:
         """What ends this WebSocket, and came up outside of its conversation."""
         self._working = False
         """What was received is being worked on: an answer to a heartbeat may lie unread behind it."""
+        self._acked_s = 0.0
+        """When a heartbeat was answered last, or the WebSocket opened."""
         self._last_heartbeat_ms = 0
         self._spoken_at_ms = 0
         """The heartbeat behind Speaking."""
@@ -326,6 +329,7 @@ class VoiceConnection:
         assert self._place is not None
         gateway = self._gateway
         gateway.connected()
+        self._acked_s = time.monotonic()
         self._flush(websocket)
         self._go_round("handshake", HANDSHAKE_TIMEOUT_S, HANDSHAKE_TIMEOUT_S, self._give_up_handshake)
         try:
@@ -475,6 +479,7 @@ class VoiceConnection:
                 self._media = media
                 self._stay()
             case HeartbeatAcked():
+                self._acked_s = time.monotonic()
                 if self._media is not None and event.t_ms >= self._spoken_at_ms:
                     media, self._media = self._media, None
                     self._speaking_heard = True
@@ -531,7 +536,8 @@ class VoiceConnection:
             raise VoiceClosed(_NO_CLOSE, str(error)) from error
 
     def _heartbeat(self) -> None:
-        if self._gateway.unacked_heartbeats >= DEAD_AFTER_UNACKED and not self._working:
+        silent_s = time.monotonic() - self._acked_s
+        if self._gateway.unacked_heartbeats >= DEAD_AFTER_UNACKED and silent_s > DEAD_AFTER_S and not self._working:
             raise VoiceClosed(_NO_CLOSE, f"{DEAD_AFTER_UNACKED} heartbeats without an answer")
         self.dave.check()
         self._queue_heartbeat()
