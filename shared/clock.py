@@ -61,7 +61,7 @@ class CommonClock:
         self._samples: deque[_Sample] = deque(maxlen=_SAMPLES_KEPT)
         self._set = False
         self._offset_ns = 0
-        self._target_ns = self._target_error_ns = 0
+        self._target_ns = 0
         self._slewed_at_ns = 0
 
     @property
@@ -73,16 +73,6 @@ class CommonClock:
     def error_ns(self) -> int:
         """Offset still to be slewed."""
         return self._target_ns - self._offset_ns
-
-    @property
-    def measured_error_ns(self) -> int:
-        """By how much that may be wrong at most: half of the round trip that told it."""
-        return self._target_error_ns
-
-    @property
-    def measured_offset_ns(self) -> int:
-        """Common minus local time, as it was measured: what is slewed towards."""
-        return self._target_ns
 
     def observe(self, sent_ns: int, received_ns: int, server_us: int) -> None:
         """Take one measurement of Redis TIME.
@@ -99,7 +89,7 @@ class CommonClock:
             self._samples,
             key=lambda sample: sample.error_ns + (received_ns - sample.local_ns) * MAX_SLEW_PPM // 1_000_000,
         )
-        self._target_ns, self._target_error_ns = best.offset_ns, best.error_ns
+        self._target_ns = best.offset_ns
         if not self._set:
             self._set = True
             self.step()

@@ -195,8 +195,6 @@ class WorkerStats(Record, frozen=True, kw_only=True):
     """Sessions whose sound did not leave, or did not arrive, any more."""
     messages_malformed: int = 0
     """Messages of voice gateways that could not be read."""
-    clock_error_us: int = 0
-    """By how much the worker's common clock is off what it measured, and slews."""
     lateness_p999_us: int = 0
     cpu_ns: int = 0
     """Worker and its children, user and system."""

@@ -1,10 +1,7 @@
 """Follows Redis TIME for the common clock, from one server to the next.
 
 After a failover another server tells the time, and its clock is another one. Everybody keeps the common time that it
-had: the first to notice writes down what must be added to the new server's TIME, and the others take that over. So they
-do where the TIME of one and the same server jumps, by an administrator's hand or at the end of its boot: those that run
-would slew, those that start would step, and two parts of a pool would be seconds apart for hours.
-
+had: the first to notice writes down what must be added to the new server's TIME, and the others take that over.
 Source: design section 3, "One clock".
 """
 
@@ -29,8 +26,6 @@ _OTHERS_WITHIN_S = 2 * (CALL_TIMEOUT_S + _EVERY_S)
 """How long a process without a common time waits for those that have one: longer than the call to a server that is gone
 and the pause after it, by which they may be late."""
 _ASK_EVERY_S = 0.1
-_JUMP_READINGS = 2
-"""In a row that cannot be explained by the way to the server: its clock has jumped."""
 
 
 class _Reading(NamedTuple):
@@ -74,7 +69,6 @@ class TimeSync:
         self._keys = keys
         self._clock = clock
         self._run_id: str | None = None
-        self._jumped = 0
 
     async def synchronise(self) -> None:
         """Set the clock, before anything is sent by it.
@@ -100,22 +94,10 @@ class TimeSync:
 
     async def _measure(self) -> None:
         reading = await self._read()
-        if reading.run_id != self._run_id:
-            await self._change_server(reading.run_id)
-        elif not self._is_jump(reading):
-            self._jumped = 0
+        if reading.run_id == self._run_id:
             self._observe(reading)
         else:
-            self._jumped += 1
-            if self._jumped == _JUMP_READINGS:
-                self._jumped = 0
-                await self._follow_jump(reading.run_id)
-
-    def _is_jump(self, reading: _Reading) -> bool:
-        """Whether the server's TIME is another than the way to it and back can make it seem."""
-        apart_ns = reading.offset_ns + self.shift_us * NS_PER_US - self._clock.measured_offset_ns
-        may_be_ns = reading.round_trip_ns // 2 + self._clock.measured_error_ns
-        return abs(apart_ns) > _SAME_TIME_US * NS_PER_US + may_be_ns
+            await self._change_server(reading.run_id)
 
     async def _read(self) -> _Reading:
         sent_ns = self._clock.local.now_ns()
@@ -142,19 +124,6 @@ class TimeSync:
         if proposal_us is not None and abs(proposal_us - self.shift_us) > _SAME_TIME_US:
             # It may be sending: this is slewed, however long that takes.
             get_logger().warning("clock.disagrees", by_us=proposal_us - self.shift_us)
-
-    async def _follow_jump(self, run_id: str) -> None:
-        """Keep the common time, and agree with the others on what keeps it from now on."""
-        readings = [await self._read() for _ in range(_SAMPLES)]
-        if any(reading.run_id != run_id for reading in readings):
-            return
-        best = min(readings, key=lambda reading: reading.round_trip_ns)
-        before_us, proposal_us = self.shift_us, self._proposal_us(best)
-        self.shift_us = int(await self._store.script("jump", [self._keys.clock], [run_id, before_us, proposal_us or 0]))
-        self._clock.change_server()
-        for reading in readings:
-            self._observe(reading)
-        get_logger().warning("clock.server_jumped", by_us=before_us - self.shift_us, shift_us=self.shift_us)
 
     def _proposal_us(self, best: _Reading) -> int | None:
         """What keeps this process's common time; None when it has none."""

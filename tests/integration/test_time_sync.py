@@ -182,63 +182,6 @@ async def test_a_failover_changes_nobodys_time(pool: Pool) -> None:
         assert abs(now - was) < NEAR_US * 1_000
 
 
-@pytest.mark.parametrize("jump_us", [2_000_000, -30_000_000, 60_000])
-async def test_a_jump_of_the_servers_clock_changes_nobodys_time(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch, jump_us: int
-) -> None:
-    """An administrator sets it right: who runs and who starts later have one time, the one of before."""
-    await pool.is_new()
-    processes = [await pool.process(error) for error in WRONG]
-    for one in processes:
-        await one.sync.synchronise()
-    run_id = await pool.run_id(pool.first)
-    async with AsyncExitStack() as following:
-        for one in processes:
-            await following.enter_async_context(one.following())
-        before = [one.clock.now_ns() - time.monotonic_ns() for one in processes]
-        read = TimeSync._read
-
-        async def jumped(sync: TimeSync) -> time_sync._Reading:
-            reading = await read(sync)
-            return reading._replace(server_us=reading.server_us + jump_us)
-
-        monkeypatch.setattr(TimeSync, "_read", jumped)
-
-        async def agreed() -> bool:
-            return (await pool.agreed(pool.first))[run_id] != "0"
-
-        await until(agreed)
-        shift_us = int((await pool.agreed(pool.first))[run_id])
-        assert abs(shift_us + jump_us) < NEAR_US
-        await until_all_add(processes, shift_us)
-        newcomer = await pool.process((77.0, 50.0))
-        await newcomer.sync.synchronise()
-        after = [one.clock.now_ns() - time.monotonic_ns() for one in processes]
-        joined = newcomer.clock.now_ns() - time.monotonic_ns()
-    for was, now in zip(before, after, strict=True):
-        assert abs(now - was) < NEAR_US * 1_000
-    assert abs(joined - after[0]) < NEAR_US * 1_000
-
-
-async def test_a_slow_way_to_the_server_is_no_jump(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However late its answers come: what the way may explain is not taken for the clock."""
-    await pool.is_new()
-    one = await pool.process()
-    await one.sync.synchronise()
-    read = TimeSync._read
-
-    async def slowly(sync: TimeSync) -> time_sync._Reading:
-        reading = await read(sync)
-        return reading._replace(received_ns=reading.received_ns + 400_000_000)
-
-    for way in (slowly, read):
-        monkeypatch.setattr(TimeSync, "_read", way)
-        for _ in range(10):
-            await one.sync._measure()
-    assert one.sync.shift_us == 0
-    assert abs(one.off_by_us()) < NEAR_US
-
-
 async def test_a_server_with_the_same_time_needs_no_shift(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clocks that differ by next to nothing are the same clock; what there is between them is slewed."""
     monkeypatch.setattr(time_sync, "_SAME_TIME_US", NEAR_US)  # 5 ms may be measured wrong on a busy machine

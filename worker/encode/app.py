@@ -96,7 +96,6 @@ class EncodeWorker:
         return WorkerStats(
             at_ns=time.monotonic_ns(),
             sources=len(self._runs),
-            clock_error_us=self._clock.error_ns // 1_000,
             cpu_ns=time.process_time_ns() + sum(process.cpu_ns(pid) for pid in children if pid is not None),
         )
 

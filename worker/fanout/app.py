@@ -379,7 +379,6 @@ class FanoutWorker:
             dave_ready_ms_max=voice.ready_ms_max,
             clear_frames_refused=self._builder.unprotected,
             messages_malformed=voice.malformed_messages,
-            clock_error_us=self._clock.error_ns // 1_000,
             lateness_p999_us=lateness_quantile_us(self._table.lateness, 0.999),
             cpu_ns=time.process_time_ns() + int(counters[SENDER_CPU_NS]),
         )
