@@ -102,12 +102,12 @@ class Coordinator:
         await change.commit(self._leadership)
         lock = asyncio.Lock()
         recovery = Recovery()
-        await self._seal_anew(registry)
         for guild in registry.guilds.values():
             recovery.restore(guild, time.monotonic())
         effects = JobEffects(registry, self._leadership, self._seal, self._servers, recovery)
         reconciler = Reconciler(registry, self._leadership, self._store)
         await reconciler.claim()
+        await self._seal_anew(registry)
         planner = Planner(registry, self._leadership, recovery, reconciler)
         woken = asyncio.Event()
         intake = Intake(self._store, registry, self._leadership, effects, lock, woken)

@@ -127,10 +127,8 @@ class Intake:
 
         Raises: StoreUnavailable.
         """
-        last = await self._store.command("XREVRANGE", self._keys.jobs, "+", "-", "COUNT", 1)
-        last_id = str(last[0][0]) if last else f"{unix_ms()}-0"
-        get_logger().warning("jobs.numbered_anew", last_id=last_id)
-        await self._store.command("XSETID", self._keys.jobs, last_id)
+        if await self._store.script("renumber", [self._keys.jobs], []):
+            get_logger().warning("jobs.numbered_anew")
 
     async def _do(self, body: str, change: Change) -> None:
         job = decode_job(body)

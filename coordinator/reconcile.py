@@ -87,7 +87,8 @@ class Reconciler:
             return
         self._asked_s.pop(name, None)
         change = Change(self._registry)
-        adopted = self._adopt(name, held, change) if held.pop(HELD_STORE, "") != self._registry.store_id else 0
+        held_from = held.pop(HELD_STORE, "")
+        adopted = self._adopt(name, held, change) if held_from not in ("", self._registry.store_id) else 0
         if adopted:
             message = f"the store lost its data: {adopted} guilds and broadcasts were rebuilt from what {name} holds"
             get_logger().error("store.emptied", worker=name, rebuilt=adopted)
@@ -137,6 +138,17 @@ class Reconciler:
         change.put_broadcast(Broadcast(want.spec, want.generation, want.term, worker, want.stop))
         return True
 
+    async def _look_for_names(self) -> None:
+        """Write the sets of names again where one is not as large as it should be: the next leader reads them."""
+        registry, keys = self._registry, self._keys
+        sets = ((keys.guilds, [":".join(key) for key in registry.guilds]), (keys.broadcasts, list(registry.broadcasts)))
+        sizes = await self._store.pipeline([("SCARD", name) for name, _ in sets])
+        change = Change(registry)
+        for (name, members), size in zip(sets, sizes, strict=True):
+            for start in range(0, len(members) if size < len(members) else 0, _GUILDS_AT_ONCE):
+                change.transaction.add("SADD", name, *members[start : start + _GUILDS_AT_ONCE])
+        await change.commit(self._leadership)
+
     async def _look_for_records(self) -> None:
         """Write records again that are not there any more: all broadcasts', and some guilds' each time."""
         registry = self._registry
@@ -146,6 +158,7 @@ class Reconciler:
         names = [self._keys.broadcast(one.spec.broadcast) for one in broadcasts]
         names += [self._keys.guild(*one.key) for one in some]
         there = await self._store.pipeline([("EXISTS", name) for name in names])
+        await self._look_for_names()
         records: list[Guild | Broadcast] = [*broadcasts, *some]
         lost = [one for one, exists in zip(records, there, strict=True) if not exists]
         if not lost:

@@ -48,6 +48,7 @@ AWAY_FOR_S = 60.0
 """So long a server that cannot be reached says nothing against credentials: others would be for another server."""
 _LONGEST_AWAY_BACKOFF_S = 5.0
 _DISCONNECTED = "disconnected"
+NO_WAY_OUT_FOR_S = 10.0
 FULL_FOR_S = 2.0
 """So long a worker that refused a guild is given nothing: by then it has told what room it has, four times."""
 
@@ -237,13 +238,17 @@ class Recovery:
             get_logger().error("voice.fault_suspected", guild=guild.spec.guild, close_code=failure.close_code)
             if trouble.faults > 1:
                 action = Action.STOP
-        trouble.waits = action is Action.WAIT or (trouble.doubtful and action is Action.NEW_CREDENTIALS)
+        trouble.waits = action is Action.WAIT or (trouble.doubtful and action is not Action.STOP)
         if trouble.waits and was_well and guild.spec.on_kick == "stay_out":
             # Somebody's will, and the bot comes back only by somebody's will: no failure, and no attempt.
             trouble.worn_out = False
             self._let_go(guild, failure, trouble, 0.0, change, void=True)
             return
         still_away = failure.code == ErrorCode.UDP_BLOCKED and trouble.away_since_s is not None
+        if still_away:
+            trouble.attempts.append(now_s)  # the server let us in, and heard nothing
+        if failure.code == ErrorCode.UDP_UNREACHABLE:  # this host's fault: whoever goes there has no way out
+            self._full_until_s[guild.worker] = now_s + NO_WAY_OUT_FOR_S
         if failure.code in _AWAY or still_away:
             self._wait_for_server(guild, failure, trouble, now_s, change)
             return
@@ -269,8 +274,8 @@ class Recovery:
         if trouble.away_since_s is None:
             trouble.away_since_s = now_s
         void = now_s - trouble.away_since_s >= AWAY_FOR_S
-        if void:
-            trouble.away_since_s = None
+        if void:  # it has waited long enough
+            trouble.away_since_s, trouble.failures = None, 1
         self._let_go(guild, failure, trouble, trouble.hold(now_s), change, void=void)
 
     def wants_voice(self, guild: Guild, now_s: float, change: Change) -> None:

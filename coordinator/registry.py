@@ -196,7 +196,7 @@ class Registry:
         Raises: StoreUnavailable.
         """
         keys = self.keys
-        ids = sorted(await self._store.command("SMEMBERS", keys.workers))
+        ids = sorted({*await self._store.command("SMEMBERS", keys.workers), *self.workers})
         commands: list[tuple[str, str]] = []
         for worker_id in ids:
             commands += [("HGETALL", keys.worker(worker_id)), ("EXISTS", keys.lease(worker_id))]
@@ -317,6 +317,8 @@ class Change:
         versions |= {worker: self._registry.version_of(entries) for worker, entries in self._rewritten.items()}
         for worker, version in versions.items():
             self.transaction.add("HSET", self._keys.want(worker), FIELD, str(version))
+            if worker not in self._registry.versions:  # of one that was given up and is back, it would expire
+                self.transaction.add("PERSIST", self._keys.want(worker))
         return versions
 
     def event(self, event: Event) -> None:

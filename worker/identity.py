@@ -39,7 +39,7 @@ def read_identity(arguments: list[str]) -> Identity:
     parser.add_argument("--name", required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--ports", default="0")
-    parser.add_argument("--life", type=int, required=True)
+    parser.add_argument("--life", type=int, default=-1)
     known = parser.parse_args(arguments)
     low, _, high = known.ports.partition("-")
     ports = range(int(low), int(high) + 1) if high else range(0)

@@ -75,6 +75,8 @@ class Membership:
         """Of the store that `want` was read from last."""
         self.want_is_lost = False
         """What this worker shall do does not stand there any more: it goes on with what it does."""
+        self.named: Sequence[str] = ()
+        """Entries that the last wake named; one that has not changed is asked about: its record was lost."""
         self.restores = 0
         """Times that a lost `want` came back: records may have lost the statuses that were told."""
 
@@ -163,8 +165,10 @@ class Membership:
                         lapses, names = self._lapses, read_wake(word)
                         if names and lapses == self._lapses_read and not self.want_is_lost:
                             wanted.take(names, await self._store.command("HMGET", self.keys.want(self.id), *names))
+                            self.named = names
                             yield wanted.wants
                             continue
+                        self.named = ()
                         if not await self._read_want(wanted):
                             yield wanted.wants
                             continue
@@ -178,13 +182,14 @@ class Membership:
     async def _read_want(self, wanted: Wanted[_Want]) -> bool:
         """Read all of `want`; False where it was lost, or was never written.
 
-        A leader of the version before writes none beside the entries, and nothing where there are none.
+        A leader of the version before writes none beside the entries, and nothing where there are none: then, and
+        before any leader wrote one, a want that is not there is an empty one.
         Raises: StoreUnavailable.
         """
         want: dict[str, str] = await self._store.command("HGETALL", self.keys.want(self.id))
         is_versioned = FIELD in want
         version = take_version(want)
-        if version is None and (is_versioned or not want):
+        if version is None and (is_versioned or (not want and self._store_id)):
             if wanted.raw:
                 await self._hold(wanted.raw)
             return False
@@ -222,8 +227,9 @@ class Membership:
         """
         return bool(await self._store.command("EXISTS", self.keys.want(self.id)))
 
-    async def report(self, reports: Sequence[Report]) -> list[bool]:
-        """Write statuses and events under their generations; False where the work was assigned anew since.
+    async def report(self, reports: Sequence[Report]) -> list[bool | None]:
+        """Write statuses and events under their generations; False where the work was assigned anew since, None where
+        there is no record.
 
         Reports that are written again, because the answer was lost, change nothing.
         Raises: StoreUnavailable.
@@ -244,7 +250,7 @@ class Membership:
                 for report in reports
             ],
         )
-        return [bool(answer) for answer in answers]
+        return [None if int(answer) < 0 else bool(answer) for answer in answers]
 
     async def leave(self) -> None:
         """Take the worker out of the pool, after it has ended its work.

@@ -17,6 +17,8 @@ _KEPT = 8
 """Reports that wait per record; of more, the oldest are given up."""
 _AT_ONCE = 64
 """Written in one round trip: in a mass join each by itself would cost a tenth of the join."""
+_MISSING_FOR_S, _MISSING_EVERY_S = 15.0, 1.0
+"""A record that is not there may be written again: so long, and so often, what is told of it is tried."""
 _PAUSE_S = 0.05
 """After a round trip that carried few, so that the next carries more, and the newest of each record."""
 
@@ -27,6 +29,8 @@ class Reporter:
     def __init__(self, membership: Membership) -> None:
         self._membership = membership
         self._pending: dict[str, deque[Report]] = {}
+        self._missing_since_s: dict[str, float] = {}
+        """Records that are not there."""
         self._numbers = itertools.count(1)
         self._filled = asyncio.Event()
         self._emptied = asyncio.Event()
@@ -56,12 +60,16 @@ class Reporter:
                 # one of each record: the next one must not be done where this one is not
                 told = [waiting[0] for waiting in itertools.islice(self._pending.values(), _AT_ONCE)]
                 try:
-                    await self._membership.report(told)
+                    answers = await self._membership.report(told)
                 except StoreError as error:
                     get_logger().warning("report.delayed", error=error.message, waiting=len(self._pending))
                     await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - jitter
                     continue
-                for report in told:
+                for report, answer in zip(told, answers, strict=True):
+                    if answer is None:
+                        self._tell_later(report)
+                    else:
+                        self._missing_since_s.pop(report.record_key, None)
                     waiting = self._pending[report.record_key]
                     if waiting[0] is report:  # else a flood pushed it out meanwhile
                         waiting.popleft()
@@ -71,6 +79,21 @@ class Reporter:
                     await asyncio.sleep(_PAUSE_S)
             self._filled.clear()
             self._emptied.set()
+
+    def _tell_later(self, report: Report) -> None:
+        """Try again, unless it is told otherwise by then, or was missing for long: a guild that left has no record."""
+        loop = asyncio.get_running_loop()
+        since_s = self._missing_since_s.setdefault(report.record_key, loop.time())
+        if loop.time() - since_s > _MISSING_FOR_S:
+            del self._missing_since_s[report.record_key]
+        else:
+            loop.call_later(_MISSING_EVERY_S, self._tell_again, report)
+
+    def _tell_again(self, report: Report) -> None:
+        if report.record_key not in self._pending:
+            self._pending[report.record_key] = deque([report], maxlen=_KEPT)
+            self._emptied.clear()
+            self._filled.set()
 
     async def flushed(self, timeout_s: float) -> None:
         """Wait until all is written, or the time is over."""

@@ -29,8 +29,8 @@ _LONGEST_BACKOFF_S = 30.0
 _HEALTHY_AFTER_S = 30.0
 _REPORT_TRIES = 5
 _LOOK_EVERY_S = 0.25
-_LOOKS_WITHOUT_LIFE = 6
-"""Workers beat twice a second: one that stands still is replaced 1.5 to 2 s later, sooner than its lease runs out."""
+_LOOKS_WITHOUT_LIFE = 8
+"""Workers beat twice a second: one that stands still is replaced 1.75 to 2.5 s later, before its lease runs out."""
 
 
 def deal_ports(ports: range, workers: int) -> list[range]:

@@ -107,7 +107,7 @@ async def test_a_state_told_while_another_is_being_written_is_written(
     await store.command("HSET", key, "generation", 7)
     report = membership.report
 
-    async def overtaken(*arguments: Any) -> list[bool]:
+    async def overtaken(*arguments: Any) -> list[bool | None]:
         done = await report(*arguments)
         monkeypatch.undo()
         tell(reporter, key, "playing", 2)  # the first one stands on Redis, its answer is not here yet
@@ -131,7 +131,7 @@ async def test_a_flood_in_the_middle_of_a_write_costs_none_of_the_newest(
     await store.command("HSET", key, "generation", 7)
     report = membership.report
 
-    async def flooded(*arguments: Any) -> list[bool]:
+    async def flooded(*arguments: Any) -> list[bool | None]:
         done = await report(*arguments)
         monkeypatch.undo()
         for at in range(2, 2 + KEPT):
@@ -143,6 +143,24 @@ async def test_a_flood_in_the_middle_of_a_write_costs_none_of_the_newest(
         tell(reporter, key, "idle", 1)
         await reporter.flushed(BOUND_S)
     assert await told(store, keys) == ["guild.idle"] + ["guild.playing"] * KEPT
+
+
+async def test_what_is_told_of_a_record_that_is_lost_is_told_when_it_is_back(
+    store: Store, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure in between must not be forgotten: nobody would ever do anything about it."""
+    monkeypatch.setattr("worker.reporter._MISSING_EVERY_S", 0.02)
+    reporter = Reporter(Membership(store, keys, RECORD, LocalClock()))
+    key = keys.guild("main", "1")
+    async with running(reporter):
+        tell(reporter, key, "failed", 1)
+        await reporter.flushed(BOUND_S)
+        assert await told(store, keys) == []
+        await store.command("HSET", key, "generation", 7)
+        async with asyncio.timeout(BOUND_S):
+            while not await told(store, keys):  # noqa: ASYNC110 - it is told in a second
+                await asyncio.sleep(0.01)
+    assert await told(store, keys) == ["guild.failed"]
 
 
 async def test_a_report_whose_answer_was_lost_is_told_once(

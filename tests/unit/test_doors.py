@@ -62,12 +62,15 @@ async def test_a_server_sees_so_many_handshakes_at_once(crowd: Crowd) -> None:
 
 
 async def test_a_worker_has_so_many_handshakes_in_flight(crowd: Crowd) -> None:
-    """At all servers together; whoever waits longest at a server goes in as one leaves."""
-    servers = HANDSHAKES // HANDSHAKES_EACH + 1
+    """At all servers together, and one more at each that has none: full ones keep nobody out."""
+    servers = HANDSHAKES // HANDSHAKES_EACH
     for number in range(servers):
         crowd.come(f"s{number}", HANDSHAKES_EACH)
     await passes()
     assert len(crowd.inside()) == HANDSHAKES
+    crowd.come("another", 3)
+    await passes()
+    assert len(crowd.inside()) == HANDSHAKES + 1
     for place in crowd.inside():
         place.leave()
     await passes()
@@ -112,9 +115,11 @@ async def test_who_is_answered_opens_the_door_for_all(crowd: Crowd) -> None:
 
 
 async def test_an_end_that_says_nothing_about_the_server_closes_no_door(crowd: Crowd) -> None:
-    """A guild that leaves in mid-handshake, and a handshake that failed after a word."""
-    one, two = crowd.come("a", 2)
+    """A guild that leaves in mid-handshake, one that closes, and a handshake that failed after a word."""
+    one, two, three = crowd.come("a", 3)
     await passes()
+    with three.result():
+        pass
     with pytest.raises(asyncio.CancelledError), one.result():
         raise asyncio.CancelledError
     two.result().answered()

@@ -143,3 +143,36 @@ def test_a_path_that_is_back_in_time_is_not_over() -> None:
     way.pings_are_answered = True
     way.go(OVER_AFTER_S + 10)
     assert way.last is Verdict.FINE
+
+
+def test_a_host_without_a_way_out_keeps_its_sessions() -> None:
+    """No other session would leave, either, and the server keeps those that stand for a while."""
+    way = Way()
+    way.go(10)
+    way.pings_are_answered = False
+    way.errors = errno.ENETUNREACH
+    way.go(600)
+    assert way.last is Verdict.LOST
+
+
+def test_errors_that_stop_are_over_where_no_ping_was_ever_answered() -> None:
+    """Fifty packets a second without another one say so."""
+    way = Way()
+    way.pings_are_answered = False
+    way.errors = errno.ECONNREFUSED
+    way.go(3)
+    assert way.told.pop()[1] is Verdict.LOST
+    way.errors = None
+    way.go(10)
+    assert way.last is Verdict.FINE
+
+
+def test_what_nobody_looked_at_is_not_held_against_the_path() -> None:
+    """While the WebSocket was away no ping left; what was lost is given its time anew."""
+    way = Way()
+    way.go(10)
+    way.pings_are_answered = False
+    way.go(PING_EVERY_S + 6)
+    way.now_s += 60
+    way.path.resumed(way.now_s)
+    assert way.path.look(way.now_s) in (Verdict.DOUBTED, Verdict.LOST)

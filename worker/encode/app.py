@@ -11,10 +11,10 @@ import msgspec
 
 from shared import process
 from shared.clock import CommonClock, LocalClock, unix_ms
-from shared.errors import StoreError
+from shared.errors import ErrorCode, StoreError
 from shared.life import Life
 from shared.logs import get_logger
-from shared.schema.event import EventType, broadcast_event
+from shared.schema.event import Event, EventType, broadcast_event
 from shared.schema.records import BroadcastStatus, SourceWant, WorkerRecord, WorkerStats
 from shared.seal import Seal
 from shared.settings import Settings, parse_clock_error
@@ -49,8 +49,8 @@ class EncodeWorker:
         self._seal = Seal(settings.seal_key.get_secret_value() if settings.seal_key else None)
         self._runs: dict[str, SourceRun] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._told: WeakKeyDictionary[SourceRun, BroadcastStatus] = WeakKeyDictionary()
-        """The status of each that was told last."""
+        self._told: WeakKeyDictionary[SourceRun, tuple[BroadcastStatus, Event | None]] = WeakKeyDictionary()
+        """What was told of each last."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; sources are left to be taken over by another worker.
@@ -104,9 +104,13 @@ class EncodeWorker:
         async for wants in self._membership.wants(SourceWant):
             if self._membership.want_is_lost:
                 continue  # nobody ordered that: all goes on as it is
+            named = {name for name in self._membership.named if name in self._runs}
             if restores != self._membership.restores:
                 restores = self._membership.restores
-                self._tell_again()
+                named = set(self._runs)
+            for name in named:
+                if wants.get(name) is self._runs[name].want:
+                    self._tell_again(self._runs[name])
             for key in list(self._runs):
                 if key not in wants or wants[key].generation != self._runs[key].want.generation:
                     self._keep(asyncio.create_task(self._runs.pop(key).close()))
@@ -158,12 +162,14 @@ class EncodeWorker:
         if word.is_event:
             kind: EventType | None = "broadcast.title" if word.is_title else None
             event = broadcast_event(spec, status, kind, worker=worker, generation=generation, reason=word.reason)
-        self._told[run] = status
+        self._told[run] = status, event
         self._reporter.tell(self._keys.broadcast(spec.broadcast), generation, status, event)
 
-    def _tell_again(self) -> None:
-        """Report all statuses once more: where they stood they may be lost."""
-        for run in self._runs.values():
-            if run in self._told:
-                spec, generation = run.want.spec, run.want.generation
-                self._reporter.tell(self._keys.broadcast(spec.broadcast), generation, self._told[run], None)
+    def _tell_again(self, run: SourceRun) -> None:
+        """Report a status once more: where it stood it may be lost, and what must follow from it with it."""
+        if run in self._told:
+            spec, (status, event) = run.want.spec, self._told[run]
+            must_follow = status.state == "ended" or status.code == ErrorCode.FENCED
+            self._reporter.tell(
+                self._keys.broadcast(spec.broadcast), run.want.generation, status, event if must_follow else None
+            )

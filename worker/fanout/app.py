@@ -390,7 +390,11 @@ class FanoutWorker:
         async for wants in self._membership.wants(GuildWant):
             if self._membership.want_is_lost:
                 continue  # nobody ordered that: all goes on as it is
+            before = self._wants
             self._reconcile(wants)
+            for name in self._membership.named:
+                if name in self._sessions and before.get(name) is wants.get(name):
+                    self._sessions[name].tell_again()
             if restores != self._membership.restores:
                 restores = self._membership.restores
                 for session in self._sessions.values():

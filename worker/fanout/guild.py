@@ -238,9 +238,9 @@ class GuildSession:
             self._tell(self, status, "guild.dave_downgraded")
 
     def tell_again(self) -> None:
-        """Report the status once more: where it stood it may be lost."""
+        """Report the status once more: where it stood it may be lost, and what must follow from it with it."""
         if self._told is not None:
-            self._tell(self, self._told, None)
+            self._tell(self, self._told, "guild.failed" if self._told.state == "failed" else None)
 
     def _status(self, state: GuildState, error: GuildcastError | None) -> GuildStatus:
         status = GuildStatus(

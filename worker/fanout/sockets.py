@@ -117,9 +117,19 @@ class SocketPool:
             if remote not in shared.receivers and not (self._per_guild and shared.receivers)
             if shared.shunned.get(remote, 0.0) <= self._loop.time()
         ]
-        shared = max(free, key=lambda one: len(one.receivers)) if free else self._bind()
+        shared = max(free, key=lambda one: len(one.receivers)) if free else self._bind_or_reuse(remote)
         shared.receivers[remote] = receiver, failed
         return Port(self, shared, remote)
+
+    def _bind_or_reuse(self, remote: Address) -> _Shared:
+        """Another socket; where there is none to be had, one whose 5-tuple was shunned: the longest ago."""
+        try:
+            return self._bind()
+        except VoiceError:
+            shunned = [one for one in self._sockets if remote in one.shunned and remote not in one.receivers]
+            if not shunned or self._per_guild:
+                raise
+            return min(shunned, key=lambda one: one.shunned[remote])
 
     def shun(self, shared: _Shared, remote: Address) -> None:
         now_s = self._loop.time()

@@ -46,6 +46,8 @@ from worker.voice.receive.receiver import Receiver
 from worker.voice.rounds import Round
 
 CONNECT_TIMEOUT_S = 10.0
+KNOCK_TIMEOUT_S = 3.0
+"""At a closed door: where packets vanish, the next knock must not wait for the last one for long."""
 HANDSHAKE_TIMEOUT_S = 20.0
 """From an open WebSocket to a key, or to the end of a resume."""
 DISCOVERY_EVERY_S = 1.0
@@ -238,9 +240,10 @@ class VoiceConnection:
         try:
             while not self._closing:
                 established_before = self._gateway.can_resume
+                patience_s = RESUME_WITHIN_S if established_before else JOIN_WITHIN_S
                 failure = None
                 try:
-                    await self._serve_one_socket()
+                    await self._serve_one_socket(max(0.0, lost_at_s + patience_s - time.monotonic()))
                 except VoiceClosed as closed:
                     failure = closed
                     if not self._resumable(closed.close_code):
@@ -260,8 +263,7 @@ class VoiceConnection:
                     self._owner.link(False)
                 if failure.code == ErrorCode.VOICE_UNREACHABLE:
                     # the door makes wait; that nobody is there says nothing against the session
-                    patience_s = RESUME_WITHIN_S if established_before else JOIN_WITHIN_S
-                    if time.monotonic() - lost_at_s > patience_s:
+                    if time.monotonic() - lost_at_s >= patience_s:
                         raise failure
                     continue
                 tries += 1
@@ -283,12 +285,22 @@ class VoiceConnection:
     def _resumable(self, code: int | None) -> bool:
         return self._gateway.disconnected(code) is Action.RESUME and self._gateway.can_resume
 
-    async def _serve_one_socket(self) -> None:
-        """Open a WebSocket, shake hands, and stay until it ends. Raises what ended it."""
+    async def _serve_one_socket(self, patience_s: float) -> None:
+        """Open a WebSocket, shake hands, and stay until it ends. Raises what ended it.
+
+        Args:
+            patience_s: how long it may be waited for in front of the door.
+        """
         self._up_since_s = None
         self._failure = None
         self._working = False
-        with await self._shared.doors.enter(self._endpoint) as self._place:
+        try:
+            async with asyncio.timeout(patience_s):
+                place = await self._shared.doors.enter(self._endpoint)
+        except TimeoutError:
+            told = f"{self._url}: cannot be reached for {patience_s:.0f} s"
+            raise VoiceError(told, code=ErrorCode.VOICE_UNREACHABLE) from None
+        with place as self._place:
             await self._may_open()
             websocket = await self._connect()
             self._shared.counters.websockets += 1
@@ -296,9 +308,10 @@ class VoiceConnection:
 
     async def _connect(self) -> aiohttp.ClientWebSocketResponse:
         """Raises: VoiceError: the server cannot be reached."""
+        assert self._place is not None
         try:
             await self._shared.turns.handshake()
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(KNOCK_TIMEOUT_S if self._place.knocks else CONNECT_TIMEOUT_S):
                 return await self._shared.http.ws_connect(
                     self._url, ssl=self._shared.tls, max_msg_size=_LARGEST_MESSAGE_BYTES, autoclose=False, compress=0
                 )
@@ -341,14 +354,15 @@ class VoiceConnection:
                     code = websocket.close_code if message.type is not aiohttp.WSMsgType.ERROR else None
                     raise self._ended(_NO_CLOSE if code is None else code, _reason(message))
                 self._place.answered()
-                began_ns = time.monotonic_ns()
+                began_ns = time.thread_time_ns()
                 events = self._read(message)
                 for event in events:
                     self._react(event)
+                work_ns = time.thread_time_ns() - began_ns
                 self._working = True
-                await self._account(time.monotonic_ns() - began_ns)
                 for event in events:
                     await self.dave.take(event)
+                await self._account(work_ns)
                 self._working = False
                 self._flush(websocket)
         finally:
@@ -491,6 +505,7 @@ class VoiceConnection:
                 # answered behind all that the server tells again: audio may start, and the group knows where it stands
                 self._spoken_at_ms = self._queue_heartbeat()
                 self._owner.link(True)
+                self._path.resumed(time.monotonic())
                 self._stay()
             case ClientsConnected():
                 self._meet(set(event.user_ids) - {self._user_id})
@@ -580,6 +595,7 @@ class VoiceConnection:
         verdict = self._path.look(time.monotonic())
         if verdict is Verdict.FINE:
             self._end_round("path")
+            self._path_is_well()
             return
         if "path" not in self._rounds:
             self._go_round("path", ASK_EVERY_S, ASK_EVERY_S, self._look_at_path)
@@ -599,6 +615,9 @@ class VoiceConnection:
 
     def _path_answers(self, *, ping: bool) -> None:
         self._path.answered(ping=ping)
+        self._path_is_well()
+
+    def _path_is_well(self) -> None:
         if self._path_is_lost:
             self._path_is_lost = False
             self._owner.path(None)

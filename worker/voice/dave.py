@@ -490,6 +490,8 @@ class Dave:
 
     def _put_it_off(self, event: CommitAnnounced | Welcomed, what: str) -> None:
         """Look at it again when somebody is listed; when nobody is for a while, recover."""
+        if self._put_off is not None:
+            self._put_off.overdue.cancel()
         overdue = self._call_later(LISTED_WITHIN_S, partial(self._nobody_was_listed, event.transition_id, what))
         self._put_off = _PutOff(event, overdue)
 

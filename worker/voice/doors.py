@@ -51,7 +51,7 @@ class Place:
     def __init__(self, doors: Doors, door: _Door, *, knocks: bool) -> None:
         self._doors = doors
         self._door: _Door | None = door
-        self._knocks = knocks
+        self.knocks = knocks
         self._answered = False
 
     @property
@@ -75,12 +75,13 @@ class Place:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         cancelled = kind is not None and not issubclass(kind, Exception)
-        self._leave(reached=True if self._answered else None if cancelled else False)
+        # without an error it was our own close, before the first word
+        self._leave(reached=True if self._answered else None if cancelled or kind is None else False)
 
     def _leave(self, *, reached: bool | None) -> None:
         door, self._door = self._door, None
         if door is not None:
-            self._doors.left(door, knocked=self._knocks, reached=reached)
+            self._doors.left(door, knocked=self.knocks, reached=reached)
 
 
 class Doors:
@@ -154,7 +155,8 @@ class Doors:
     def _may_enter(self, door: _Door, now_s: float) -> bool:
         if door.away:
             return not door.knocking and now_s >= door.next_knock_s
-        return door.inside < HANDSHAKES_EACH and self._inside < HANDSHAKES
+        # one at each server in any case: sick ones that hold all places must not keep the others' out
+        return door.inside < HANDSHAKES_EACH and (self._inside < HANDSHAKES or not door.inside)
 
     def _set_timer(self, door: _Door) -> None:
         """Have the next one knock at a closed door; forget one that nobody comes to."""

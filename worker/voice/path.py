@@ -26,8 +26,17 @@ _REFUSED_FOR_S = 1.0
 _SILENT_FOR_S = 3.0
 """So long a path that was doubted for want of an answer may go on without one."""
 OVER_AFTER_S = 8.0
-"""Of a lost path: more than a rebinding of a NAT takes, once it is asked."""
+"""Of a path that swallows everything: more than a rebinding of a NAT takes, once it is asked."""
+REFUSED_OVER_AFTER_S = 25.0
+"""Of one that is refused: a media server that starts anew is back by then."""
+_ERRORS_PASS_AFTER_S = 3.0
+"""Fifty packets a second without another error say that a path is back, where no ping was ever answered to say so."""
 
+_OVER_AFTER_S = {
+    ErrorCode.UDP_LOST: OVER_AFTER_S,
+    ErrorCode.UDP_REFUSED: REFUSED_OVER_AFTER_S,
+    ErrorCode.UDP_UNREACHABLE: float("inf"),  # it is this host's: no other session would leave, either
+}
 _CODES = {errno.ECONNREFUSED: ErrorCode.UDP_REFUSED} | dict.fromkeys(
     (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.EPERM, errno.EACCES),
     ErrorCode.UDP_UNREACHABLE,
@@ -60,6 +69,8 @@ class UdpPath:
         self._pinged_s: float | None = None
         """The first ping that was not answered."""
         self._doubted_s = 0.0
+        self._failed_s = 0.0
+        """When the last error came."""
         self._lost_s: float | None = None
 
     def pinged(self, now_s: float) -> None:
@@ -77,11 +88,24 @@ class UdpPath:
     def failed(self, number: int, now_s: float) -> None:
         """A datagram to it came back with an error (errno)."""
         code = _CODES.get(number)
-        if code is not None and self.code is None:
+        if code is None:
+            return
+        self._failed_s = now_s
+        if self.code is None:
             self.code, self._doubted_s = code, now_s
+
+    def resumed(self, now_s: float) -> None:
+        """Nobody looked while the WebSocket was away: whatever was doubted is doubted from now on."""
+        self._pinged_s = None
+        self._doubted_s = now_s
+        if self._lost_s is not None:
+            self._lost_s = now_s
 
     def look(self, now_s: float) -> Verdict:
         """How it stands."""
+        by_error = self.code not in (None, ErrorCode.UDP_LOST)
+        if by_error and not self._pings_are_answered and now_s - self._failed_s > _ERRORS_PASS_AFTER_S:
+            self.code = self._lost_s = None
         if self.code is None:
             waited_s = 0.0 if self._pinged_s is None else now_s - self._pinged_s
             if not self._pings_are_answered or waited_s < _ANSWER_WITHIN_S:
@@ -92,4 +116,4 @@ class UdpPath:
             if now_s - self._doubted_s < patience_s:
                 return Verdict.DOUBTED
             self._lost_s = now_s
-        return Verdict.OVER if now_s - self._lost_s >= OVER_AFTER_S else Verdict.LOST
+        return Verdict.OVER if now_s - self._lost_s >= _OVER_AFTER_S[self.code] else Verdict.LOST
