@@ -283,7 +283,7 @@ async def a_flood_of_users(room: Room) -> None:
         ids = ",".join(f'"{user}"' for user in range(first, first + 4_000))
         with suppress(EmulatorError):  # once it has ended
             await room.fault("say", text='{"op":11,"d":{"user_ids":[' + ids + "]}}")
-    await room.stack.wait_event("guild.failed", guild=room.guild, code="voice_flooded")
+    await room.told("failed", "voice_flooded")
     await room.renewed()
 
 
@@ -306,8 +306,7 @@ async def sound_vanishes_for_a_while(room: Room) -> None:
     """The WebSocket lives, and nothing comes back: that is told, and is over when the server answers again."""
     await room.play()
     await room.fault("path", how="swallow")
-    await room.stack.wait_event("guild.udp_lost", 15, guild=room.guild, code="udp_lost")
-    await room.stack.wait_state([room.guild], "reconnecting")
+    await room.told("reconnecting", "udp_lost")
     await room.fault("path", how="open")
     await room.hear_more()
 
@@ -317,7 +316,7 @@ async def sound_vanishes_on_this_way(room: Room) -> None:
     """What does not come back is left: a new session, from another port."""
     await room.play()
     await room.fault("path", how="swallow")
-    await room.stack.wait_event("guild.failed", 30, guild=room.guild, code="udp_lost")
+    await room.told("failed", "udp_lost")
     await room.fault("path", how="open")
     await room.renewed()
 
@@ -326,7 +325,7 @@ async def sound_vanishes_on_this_way(room: Room) -> None:
 async def sound_is_refused_for_a_while(room: Room) -> None:
     await room.play()
     await room.fault("path", how="refuse")
-    await room.stack.wait_event("guild.udp_lost", guild=room.guild, code="udp_refused")
+    await room.told("reconnecting", "udp_refused")
     await room.fault("path", how="open")
     await room.hear_more()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from shared.schema.records import GuildStatus
-from tests.e2e.stack import Stack
+from tests.e2e.stack import Stack, until
 from tests.emulator.records import ChannelKind, GuildReport, HearingReport, MemberReport
 from worker.fanout.app import FAR_TICKS
 from worker.fanout.build import SILENCE_FRAMES
@@ -18,6 +18,7 @@ from worker.fanout.scratch import BLOCK_TICKS
 
 SETTLED_WITHIN_S = 40.0
 LOOK_EVERY_S = 0.25
+_STATUS_EVERY_S = 0.1
 SECOND = 50
 """Packets."""
 BUILT_AHEAD = FAR_TICKS + BLOCK_TICKS
@@ -165,6 +166,15 @@ class Room:
 
     async def heard_by(self, user: str, frames: int = SECOND // 2) -> None:
         await self.until(lambda row: decrypted(row, user) >= frames, f"member {user} hears {frames} frames")
+
+    async def told(self, state: str, code: str, within_s: float = SETTLED_WITHIN_S) -> None:
+        """Wait until the status says so. All events of all guilds would be much to read again and again."""
+
+        async def said() -> bool:
+            status = await self.status()
+            return status is not None and (status.state, status.code) == (state, code)
+
+        await until(said, f"{state} {code} of {self.guild}", within_s, _STATUS_EVERY_S)
 
     async def status(self) -> GuildStatus | None:
         return (await self.stack.guild(self.guild))[1]

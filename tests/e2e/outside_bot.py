@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 
+from shared.schema import event as events
 from tests.e2e.stack import Stack
 
 
@@ -17,17 +18,18 @@ class OutsideBot:
         self._kicked = kicked
 
     async def run(self) -> None:
-        answered = 0
+        last = "-"
         while True:
-            wanted = await self._stack.events("guild.voice_wanted")
-            for event in wanted[answered:]:
-                if event.guild not in self._kicked:
+            new = await self._stack.store.command("XRANGE", self._stack.keys.events, last, "+")
+            for entry_id, fields in new:
+                last = f"({entry_id}"
+                event = events.decode(fields[events.FIELD])
+                if event.type == "guild.voice_wanted" and event.guild not in self._kicked:
                     voice = await self._stack.voice(event.guild, event.channel, kind=None)
                     await self._stack.send(
                         {"v": 1, "id": self._stack.new_id("bot"), "type": "guild.voice", "guild": event.guild}
                         | {"channel": event.channel, "voice": voice}
                     )
-            answered = len(wanted)
             await asyncio.sleep(0.02)  # the events stream is polled by bots, too
 
 

@@ -45,6 +45,7 @@ def of(due: Due) -> list[str]:
 class Fate:
     """What became of one guild."""
 
+    guild: str = ""
     error: str = ""
     sessions: list[SessionReport] = field(default_factory=list)
     stayed: list[HearingReport] = field(default_factory=list)
@@ -91,7 +92,7 @@ async def told(running: Stack) -> AsyncIterator[Told]:
         rooms[name] = Room(stack, watch, radio, guild, channel, one.kind)
         (there,) = await stack.discord.listen(guild)
         rooms[name].stayed = [member.user for member in there.members]
-    fates = {name: Fate() for name in CASES}
+    fates = {name: Fate(rooms[name].guild) for name in CASES}
     bystanders = await stack.join(4, radio)
     await stack.hear_more(bystanders, SECOND // 2)
     async with watch.looking(), outside_bot(stack, {rooms["kicked_for_good"].guild}):
@@ -296,6 +297,17 @@ async def test_is_given_up(fates: dict[str, Fate], name: str, capsys: pytest.Cap
     assert fate.status.code == CASES[name].code
     assert fate.status.message
     assert fate.status.state in ("failed", "stopped")
+
+
+async def test_whose_sound_was_lost_is_told_once(running: Stack, told: Told) -> None:
+    """With the code of why; of nobody else."""
+    events = {event.guild: event.code for event in await running.events("guild.udp_lost")}
+    lost = {name: events.get(told.fates[name].guild) for name in told.fates if told.fates[name].guild in events}
+    assert lost == {
+        "sound_vanishes_for_a_while": "udp_lost",
+        "sound_vanishes_on_this_way": "udp_lost",
+        "sound_is_refused_for_a_while": "udp_refused",
+    }
 
 
 async def test_what_is_heard_is_what_was_published(told: Told) -> None:
