@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import worker.voice.dave
 from shared.errors import ErrorCode, ProtocolError, VoiceError
 from tests.emulator.dave.external_sender import ExternalSender, append_body
-from tests.emulator.dave.group import TRANSITION_WAIT_S, DaveOp, Outgoing
+from tests.emulator.dave.group import DaveOp, Outgoing
 from tests.emulator.dave.member import DaveyMember
 from tests.libdave_member import LibdaveMember
 from tests.product_member import ProductMember
@@ -781,83 +781,15 @@ def test_whoever_is_in_no_group_after_a_resume_offers_its_key_package_again() ->
     assert member.heartbeat() == []
 
 
-def test_whoever_may_have_been_taken_out_of_the_group_asks_to_be_taken_in() -> None:
-    """Nobody says so after a resume; who was in the group all the while is heard all the while."""
+def test_whoever_is_in_a_group_after_a_resume_stays_in_it() -> None:
+    """Another key package would look like a new beginning."""
     call = Call()
     member = us(call)
     call.join(OTHER)
-    call.join(THIRD)
     call.settle()
     assert member.resume() == []
-    asked = member.heartbeat()
-    assert [op for op, _ in asked] == [DaveOp.KEY_PACKAGE]
-    assert member.ready
-    call.assert_heard(member)  # type: ignore[arg-type]
-    call.say(US, asked)
-    call.settle().assert_whole()
     assert member.heartbeat() == []
-
-
-@pytest.mark.parametrize("others", [[OTHER], [OTHER, THIRD]])
-@pytest.mark.parametrize("told", [True, False], ids=["told", "not told"])
-def test_whoever_was_taken_out_of_the_group_is_taken_in_again(others: list[str], told: bool) -> None:
-    """The gateway removes who is cut off; the replay may hold that, or nothing."""
-    call = Call()
-    member = us(call)
-    for other in others:
-        call.join(other)
-    call.settle()
-    missed: list[Outgoing] = []
-
-    def miss(message: Outgoing) -> Outgoing | None:
-        if message.user != US:
-            return message
-        missed.append(message)
-        return None
-
-    call.change = miss
-    call.post(call.group.sever(US))
-    call.settle()
-    assert US not in call.group.members.values()
-    call.change = None
-    member.resume()
-    call.post(missed if told else [])
-    call.settle()
-    call.say(US, member.heartbeat())
-    call.settle()
-    call.now_s += TRANSITION_WAIT_S
-    call.post(call.group.tick())
-    call.settle().assert_whole()
-
-
-def test_a_commit_that_is_told_again_proves_that_we_are_in_the_group() -> None:
-    """Then nothing is in doubt, and nobody is bothered with a new key package."""
-    call = Call()
-    member = us(call)
-    call.join(OTHER)
-    call.settle()
-    member.resume()
-    call.join(THIRD)
-    call.settle().assert_whole()
-    assert member.heartbeat() == []
-
-
-def test_a_commit_for_whoever_is_in_no_group_asks_to_be_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gateway that passed over our key package tells us of a group that we have left."""
-    monkeypatch.setattr(worker.voice.dave, "_TAKEN_IN_WITHIN_S", -1.0)
-    call = Call()
-    member = us(call)
-    call.join(OTHER)
-    call.settle()
-    member.resume()
-    member.heartbeat()  # its key package is lost
-    call.join(THIRD)
-    call.settle()
-    call.say(US, member.wait())
-    call.settle()
-    call.now_s += TRANSITION_WAIT_S
-    call.post(call.group.tick())
-    call.settle().assert_whole()
+    call.assert_whole()
 
 
 # newcomers of whom op 11 tells late

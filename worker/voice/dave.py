@@ -7,10 +7,6 @@ While a protocol version of 1 or more is in force nothing leaves in the clear: w
 which is what `ready` says. Old keys stay in use until the transition to the next ones is executed, also where the group
 they come from is gone: as long as somebody is there, they are what the others have.
 
-A client that is cut off may be taken out of the group meanwhile, told or not (section 11, 1). So after each resume
-that did not prove the contrary a new key package is sent: it takes who is in the group out and in again, and who is
-not, in. The keys before stay in use until then: nobody who hears us well loses a frame by that.
-
 MLS work holds the interpreter for milliseconds, so it is done in turns that the pace gives out (`turns.py`).
 
 Source: voice protocol reference, sections 6.2 to 6.5, 6.7 and 6.10; libdave through `dave.py`.
@@ -168,8 +164,6 @@ class Dave:
         self._key_package = b""
         self._offered_s = 0.0
         self._failed: Counter[str] = Counter()
-        self._in_doubt = False
-        """A resume: whether the group still has us is not known."""
         self._unlisted: list[Proposals] = []
         """Refused in this epoch: they may name somebody of whom op 11 will tell."""
         self._put_off: _PutOff | None = None
@@ -252,16 +246,12 @@ class Dave:
                 self._execute_prepared(event.transition_id)
             case Resumed():
                 self._offer_again = self._session is not None and not self._in_group
-                self._in_doubt = self._in_group
                 await self._work()
             case HeartbeatAcked():  # of a heartbeat behind the resume: what the server had to say again has come
                 if self._offer_again and not self._in_group:
                     self._gateway.key_package(self._key_package)
                 self._offer_again = False
-                if not self._in_doubt:
-                    return
-                self._untaken.append(event)
-                await self._work()
+                return
             case SessionDescription():
                 self._follow_order(event.dave_protocol_version)
                 self._untaken.append(event)
@@ -325,8 +315,6 @@ class Dave:
                 self._describe(event.dave_protocol_version)
             case ExternalSender():
                 self._set_external_sender(event.package)
-            case HeartbeatAcked():
-                self._come_back()
             case Proposals():
                 self._propose(event)
             case CommitAnnounced():
@@ -390,7 +378,7 @@ class Dave:
             raise VoiceError("no key package could be made", code=ErrorCode.E2EE_FAILED)
         self._key_package = package
         self._offered_s = time.monotonic()
-        self._offer_again = self._in_doubt = False
+        self._offer_again = False
         self._forget_refused()
         self._gateway.key_package(package)
 
@@ -417,12 +405,6 @@ class Dave:
 
     def _recognised(self) -> set[str]:
         return self._others | {self._user_id}
-
-    def _come_back(self) -> None:
-        """After a resume: be taken out of the group and in again, unless something has proved since that we are in."""
-        if self._in_doubt and self._in_group and self._others:
-            self._begin(self._negotiated)
-        self._in_doubt = False
 
     def _propose(self, event: Proposals) -> None:
         if self._session is None or not event.body:
@@ -525,7 +507,6 @@ class Dave:
         if ratchet is None or authenticator is None:
             self._recover(transition_id, "group without keys")
             return
-        self._in_doubt = False
         self._forget_refused()
         self._privacy_code = dave.generate_displayable_code(authenticator, _CODE_DIGITS, _CODE_GROUP)
         if self._decryptors is not None:
