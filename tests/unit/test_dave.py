@@ -824,6 +824,16 @@ def test_whoever_is_never_listed_costs_one_recovery() -> None:
     assert [op for op, _ in member.wait()][-2:] == [DaveOp.INVALID_COMMIT_WELCOME, DaveOp.KEY_PACKAGE]
 
 
+def test_whoever_is_not_listed_while_the_websocket_is_away_costs_a_recovery_after_it() -> None:
+    """Time that passes while nobody can be told anything does not let the commit be forgotten."""
+    call = Call()
+    member = newcomer_unlisted(call)
+    member.gateway.disconnected(None)
+    assert member.wait() == []
+    assert member.resume() == []
+    assert [op for op, _ in member.wait()][-2:] == [DaveOp.INVALID_COMMIT_WELCOME, DaveOp.KEY_PACKAGE]
+
+
 def test_a_group_that_is_lost_meanwhile_is_executed_all_the_same() -> None:
     """A commit is prepared, the next one is damaged, then op 22 of the first: we are heard under its keys."""
     call = Call()

@@ -474,14 +474,16 @@ class Dave:
         """Look at it again when somebody is listed; when nobody is for a while, recover."""
         if self._put_off is not None:
             self._put_off.overdue.cancel()
-        overdue = self._call_later(LISTED_WITHIN_S, partial(self._nobody_was_listed, event.transition_id, what))
+        overdue = self._call_later(LISTED_WITHIN_S, partial(self._nobody_was_listed, event, what))
         self._put_off = _PutOff(event, overdue)
 
-    def _nobody_was_listed(self, transition_id: int, what: str) -> None:
+    def _nobody_was_listed(self, event: CommitAnnounced | Welcomed, what: str) -> None:
         self._put_off = None
-        if self._gateway.state is not State.CLOSED:  # else a resume brings us in anew
-            self._recover(transition_id, what)
-            self._on_change()
+        if self._gateway.state is State.CLOSED:  # nobody can be told now; a resume may bring op 11
+            self._put_it_off(event, what)
+            return
+        self._recover(event.transition_id, what)
+        self._on_change()
 
     def _try_again(self) -> None:
         """Have what was refused done anew, in its turn."""
