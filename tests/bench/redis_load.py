@@ -34,7 +34,7 @@ _SETTLED_AFTER_S = 6.0
 _COMMANDS_SHOWN = 12
 _SPARE = 16
 _LEADERS_READERS = 1
-"""Of jobs and of events."""
+"""Of events; jobs are asked for."""
 _POLL_S = 0.1
 _UP_WITHIN_S = 30.0
 

@@ -5,7 +5,7 @@ Source: voice protocol reference, sections 6.9 (fault injection list) and 8 (rig
 
 from __future__ import annotations
 
-from tests.e2e.fault_room import BUILT_AHEAD, SECOND, Due, Room, case
+from tests.e2e.fault_room import BUILT_AHEAD, SECOND, SETTLED_WITHIN_S, Due, Room, case
 
 AES, XCHACHA = "aead_aes256_gcm_rtpsize", "aead_xchacha20_poly1305_rtpsize"
 UNREADABLE_TEXTS = (
@@ -279,6 +279,7 @@ async def a_flood_of_users(room: Room) -> None:
         first = 10**18 + number * 10**6
         ids = ",".join(f'"{user}"' for user in range(first, first + 4_000))
         await room.fault("say", text='{"op":11,"d":{"user_ids":[' + ids + "]}}")
+    await room.stack.wait_event("guild.failed", guild=room.guild, code="voice_flooded", within_s=SETTLED_WITHIN_S)
     await room.renewed()
 
 
@@ -288,9 +289,6 @@ async def a_message_of_a_megabyte(room: Room) -> None:
     await room.play()
     await room.fault("say", text='{"op":5,"d":"' + "x" * (1 << 20) + '"}')
     await room.resumed()
-
-
-# the handshake
 
 
 # the way of sound
@@ -330,6 +328,9 @@ async def pings_are_not_answered(room: Room) -> None:
     """A server that never did may be one that does not."""
     await room.fault("ping_silent")
     await room.play(17 * SECOND)
+
+
+# the handshake
 
 
 @case(Due.FAILED, code="udp_blocked")

@@ -12,8 +12,8 @@ from enum import Enum
 from shared.schema.records import GuildStatus
 from tests.e2e.stack import Stack, until
 from tests.emulator.records import ChannelKind, GuildReport, HearingReport, MemberReport
+from worker.fanout.app import FAR_TICKS
 from worker.fanout.build import SILENCE_FRAMES
-from worker.fanout.rows import MOST_AHEAD_TICKS
 from worker.fanout.scratch import BLOCK_TICKS
 
 SETTLED_WITHIN_S = 40.0
@@ -21,7 +21,7 @@ LOOK_EVERY_S = 0.25
 _STATUS_EVERY_S = 0.1
 SECOND = 50
 """Packets."""
-BUILT_AHEAD = MOST_AHEAD_TICKS + BLOCK_TICKS
+BUILT_AHEAD = FAR_TICKS + BLOCK_TICKS
 """Packets of a guild that are built and not sent yet, at most: of the tick under way, and those ahead."""
 
 
