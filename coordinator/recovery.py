@@ -61,10 +61,10 @@ class Failure(NamedTuple):
     message: str = ""
 
 
-_OTHER_CREDENTIALS = (
-    *(ErrorCode.VOICE_CREDENTIALS_REJECTED, ErrorCode.VOICE_CREDENTIALS_MISSING, ErrorCode.VOICE_SERVER_REFUSED),
+_VOID_CREDENTIALS = frozenset(
+    {ErrorCode.VOICE_CREDENTIALS_REJECTED, ErrorCode.VOICE_CREDENTIALS_MISSING, ErrorCode.VOICE_SERVER_REFUSED}
 )
-_AWAY = (*(ErrorCode.VOICE_UNREACHABLE, ErrorCode.UDP_LOST, ErrorCode.UDP_REFUSED, ErrorCode.UDP_UNREACHABLE),)
+_AWAY = frozenset({ErrorCode.VOICE_UNREACHABLE, ErrorCode.UDP_LOST, ErrorCode.UDP_REFUSED, ErrorCode.UDP_UNREACHABLE})
 """The server, or the way to it, is away: trying on does no harm, and says nothing against credentials."""
 _NEVER_HAD = Failure(str(ErrorCode.VOICE_CREDENTIALS_MISSING))
 
@@ -73,7 +73,7 @@ def action_after(failure: Failure) -> Action:
     """What the end of a connection asks for: by its error code where that says enough, else by the close code."""
     if failure.code in (ErrorCode.E2EE_REQUIRED, ErrorCode.VOICE_MODE_UNSUPPORTED):
         return Action.STOP
-    if failure.code in _OTHER_CREDENTIALS:
+    if failure.code in _VOID_CREDENTIALS:
         return Action.NEW_CREDENTIALS
     return action_for(failure.close_code)
 
@@ -163,7 +163,7 @@ class Recovery:
 
     def questions_due(self, guilds: Iterable[Guild], now_s: float) -> list[Guild]:
         """Which of the guilds without credentials shall be asked for now: as many as their bots can answer."""
-        is_open = Counter(key[0] for key, one in self._troubles.items() if one.question_open)
+        is_open = self._questions_open()
         asked: list[Guild] = []
         for guild in sorted(guilds, key=self.due_s):
             if is_open[guild.spec.bot] < QUESTIONS_OPEN and not self.holds_back(guild, now_s):
@@ -307,8 +307,11 @@ class Recovery:
 
     def _deadline_ms(self, bot: str) -> int:
         """For a bot that is asked to join, with the questions that it has before it."""
-        is_open = sum(one.question_open for (whose, _), one in self._troubles.items() if whose == bot)
-        return min(ANSWER_WITHIN_MS, PLAIN_WITHIN_MS + is_open * PER_QUESTION_MS)
+        return min(ANSWER_WITHIN_MS, PLAIN_WITHIN_MS + self._questions_open()[bot] * PER_QUESTION_MS)
+
+    def _questions_open(self) -> Counter[str]:
+        """By bot."""
+        return Counter(bot for (bot, _), one in self._troubles.items() if one.question_open)
 
     def overdue(self, guild: Guild, now_s: float, change: Change) -> None:
         """Look whether a question for credentials went unanswered: say so, and ask again later or stay out."""
