@@ -1,4 +1,4 @@
-"""Signs of life: a counter in shared memory that a process moves on, and whoever started it looks at.
+"""Signs of life: a counter in a file in memory that a process moves on, and whoever started it looks at.
 
 A process that is stopped, or hangs, dies to nobody: its sockets stay open and its pipe just has nothing to say. Looks
 are counted, and not seconds: where the whole machine stood still, whoever looks did, too.
@@ -6,38 +6,38 @@ are counted, and not seconds: where the whole machine stood still, whoever looks
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 
-_COUNTER = struct.Struct("=Q")
+_COUNTER = struct.Struct(">Q")
 
 
 class Life:
     """The counter.
 
     Args:
-        fd: of the memory, as it was handed on; None makes it.
+        fd: of the file, as it was handed on; None makes it.
+        at_bytes: where in it the counter stands (u64, big endian).
     """
 
-    def __init__(self, fd: int | None = None) -> None:
+    def __init__(self, fd: int | None = None, at_bytes: int = 0) -> None:
         self.fd = os.memfd_create("guildcast-life", os.MFD_CLOEXEC) if fd is None else fd
-        if fd is None:
-            os.ftruncate(self.fd, _COUNTER.size)
-        self._memory = mmap.mmap(self.fd, _COUNTER.size)
+        self._at_bytes = at_bytes
+        self._said = 0
 
     def beat(self) -> None:
         """Say that one lives."""
-        _COUNTER.pack_into(self._memory, 0, self.beats + 1)
+        self._said += 1
+        os.pwrite(self.fd, _COUNTER.pack(self._said), self._at_bytes)
 
     @property
     def beats(self) -> int:
-        """How often that was said."""
-        return int(_COUNTER.unpack_from(self._memory)[0])
+        """How often that was said; 0 before that."""
+        told = os.pread(self.fd, _COUNTER.size, self._at_bytes)
+        return int(_COUNTER.unpack(told)[0]) if len(told) == _COUNTER.size else 0
 
     def close(self) -> None:
-        """Give memory and descriptor back."""
-        self._memory.close()
+        """Give the file back."""
         os.close(self.fd)
 
 

@@ -16,21 +16,19 @@ class Identity(NamedTuple):
         name: stable, `<host>-<role>-<n>`.
         parent: pid of the supervisor.
         ports: first and last UDP port dealt to it, empty for any.
-        life: descriptor of the memory for its signs of life.
+        life: descriptor of the memory for its signs of life; None: nobody looks for them.
     """
 
     id: str
     name: str
     parent: int
     ports: range
-    life: int
+    life: int | None = None
 
     def arguments(self) -> list[str]:
         ports = f"{self.ports.start}-{self.ports.stop - 1}" if self.ports else "0"
-        return [
-            *("--id", self.id, "--name", self.name, "--parent", str(self.parent)),
-            *("--ports", ports, "--life", str(self.life)),
-        ]
+        named = ["--id", self.id, "--name", self.name, "--parent", str(self.parent), "--ports", ports]
+        return named if self.life is None else [*named, "--life", str(self.life)]
 
 
 def read_identity(arguments: list[str]) -> Identity:
@@ -39,7 +37,7 @@ def read_identity(arguments: list[str]) -> Identity:
     parser.add_argument("--name", required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--ports", default="0")
-    parser.add_argument("--life", type=int, default=-1)
+    parser.add_argument("--life", type=int)
     known = parser.parse_args(arguments)
     low, _, high = known.ports.partition("-")
     ports = range(int(low), int(high) + 1) if high else range(0)

@@ -34,7 +34,7 @@ def main() -> None:
             capacity=capacity,
             headroom=capacity,
         )
-        await EncodeWorker(settings, record, Life(identity.life) if identity.life >= 0 else Life()).run(stop)
+        await EncodeWorker(settings, record, Life(identity.life)).run(stop)
 
     run_process("encode", identity.name, work)
 

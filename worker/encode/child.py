@@ -11,7 +11,6 @@ Exit status: 0 when nobody reads any more; anything else is a death without a wo
 from __future__ import annotations
 
 import ctypes
-import itertools
 import os
 import resource
 import signal
@@ -24,11 +23,13 @@ import av.logging
 import msgspec
 
 from shared.errors import ErrorCode, GuildcastError
+from shared.life import Life
 from worker.encode.decode import Hooks, decode
 from worker.encode.opus import OpusEncoder
 from worker.encode.pcm import FRAME_SAMPLES, peak_db
 from worker.encode.records import (
     BEAT_EVERY_S,
+    LIFE_AT_BYTES,
     NEXT_ORDER,
     ChildOrder,
     Kind,
@@ -37,7 +38,6 @@ from worker.encode.records import (
     pack_error,
     read_order,
     read_rate,
-    write_beats,
 )
 
 MEMORY_LIMIT_BYTES = 1024**3
@@ -159,8 +159,9 @@ def run(order: ChildOrder, writer: RecordWriter, hooks: Reporting) -> None:
 
 def live(order_fd: int) -> None:
     """Say again and again that this process runs: one that was stopped looks like a source that has nothing to say."""
-    for beats in itertools.count(1):
-        write_beats(order_fd, beats)
+    life = Life(order_fd, LIFE_AT_BYTES)
+    while True:
+        life.beat()
         time.sleep(BEAT_EVERY_S)
 
 

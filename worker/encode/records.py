@@ -1,8 +1,9 @@
 """What is said between an encode worker and the child that encodes one source.
 
 Down (stdin, a file in memory): one line of JSON, a `ChildOrder`; behind it, at `RATE_AT_BYTES`, by how much faster live
-input is to be played (i32, big endian, parts per million), which may change at any time; behind that, how often the
-child has said that it lives (u64). `NEXT_ORDER` is sent when another order stands there, after END or ERROR.
+input is to be played (i32, big endian, parts per million), which may change at any time; behind that, at
+`LIFE_AT_BYTES`, the child's signs of life (`shared.life`). `NEXT_ORDER` is sent when another order stands there, after
+END or ERROR.
 
 Up (stdout): binary records, big endian,
 
@@ -39,8 +40,7 @@ SILENT_DB = -128
 """Level of zeros."""
 RATE_AT_BYTES = MAX_ORDER_BYTES
 _RATE = struct.Struct(">i")
-BEATS_AT_BYTES = RATE_AT_BYTES + _RATE.size
-_BEATS = struct.Struct(">Q")
+LIFE_AT_BYTES = RATE_AT_BYTES + _RATE.size
 BEAT_EVERY_S = 0.25
 """How often the child says that it lives."""
 _Body = TypeVar("_Body")
@@ -179,17 +179,6 @@ def read_rate(order_fd: int) -> int:
     """What was told last; 0 before that."""
     told = os.pread(order_fd, _RATE.size, RATE_AT_BYTES)
     return int(_RATE.unpack(told)[0]) if len(told) == _RATE.size else 0
-
-
-def write_beats(order_fd: int, beats: int) -> None:
-    """Tell the worker that the child lives."""
-    os.pwrite(order_fd, _BEATS.pack(beats), BEATS_AT_BYTES)
-
-
-def read_beats(order_fd: int) -> int:
-    """How often that was told; 0 before that."""
-    told = os.pread(order_fd, _BEATS.size, BEATS_AT_BYTES)
-    return int(_BEATS.unpack(told)[0]) if len(told) == _BEATS.size else 0
 
 
 def unpack_header(data: bytes) -> Header:

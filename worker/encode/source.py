@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
 from shared.errors import ErrorCode, MalformedPacket, SourceError
-from shared.life import Watch
+from shared.life import Life, Watch
 from shared.logs import get_logger
 from shared.protocol.opus import check_frame
 from worker.encode.records import (
     BEAT_EVERY_S,
     HEADER_BYTES,
+    LIFE_AT_BYTES,
     NEXT_ORDER,
     SILENT_DB,
     ChildOrder,
     Header,
     Kind,
     Looks,
-    read_beats,
     unpack_error,
     unpack_header,
     unpack_looks,
@@ -263,8 +263,8 @@ class SourceChild:
 
     async def _watch(self) -> None:
         """Kill a child that stands still: to wait until its frames are missed would be to wait until they are heard."""
-        looks = Watch(_LOOKS_WITHOUT_LIFE)
-        while self.waits or not looks.stands_still(read_beats(self._order_file.fileno())):  # noqa: ASYNC110 - as above
+        life, looks = Life(self._order_file.fileno(), LIFE_AT_BYTES), Watch(_LOOKS_WITHOUT_LIFE)
+        while self.waits or not looks.stands_still(life.beats):  # noqa: ASYNC110 - as above
             await asyncio.sleep(BEAT_EVERY_S)
         get_logger().error("encoder.stood_still", pid=self.pid)
         self._stood_still = True

@@ -34,9 +34,7 @@ def main() -> None:
             capacity=admission.capacity,
             headroom=admission.capacity,
         )
-        await FanoutWorker(
-            settings, record, identity.ports, admission, Life(identity.life) if identity.life >= 0 else Life()
-        ).run(stop)
+        await FanoutWorker(settings, record, identity.ports, admission, Life(identity.life)).run(stop)
 
     run_process("fanout", identity.name, work)
 
