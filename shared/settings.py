@@ -14,7 +14,7 @@ import re
 import socket
 import ssl
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,14 +44,19 @@ def _redis_url(value: str) -> str:
     return value
 
 
+def _readable_by(parse: Callable[[str], object]) -> AfterValidator:
+    """Leave a text as it is, once it can be read. `parse` raises ValueError saying what is allowed."""
+
+    def check(value: str) -> str:
+        parse(value)
+        return value
+
+    return AfterValidator(check)
+
+
 def _folder(value: Path | None) -> Path | None:
     if value is not None and not value.is_dir():
         raise ValueError("allowed: a folder that exists")
-    return value
-
-
-def _udp_ports(value: str) -> str:
-    parse_ports(value)
     return value
 
 
@@ -97,21 +102,6 @@ def _seal_key(value: SecretStr) -> SecretStr:
     return value
 
 
-def _voice_hosts(value: str) -> str:
-    parse_hosts(value)
-    return value
-
-
-def _voice_networks(value: str) -> str:
-    parse_networks(value)
-    return value
-
-
-def _clock_error(value: str) -> str:
-    parse_clock_error(value)
-    return value
-
-
 def parse_clock_error(value: str) -> tuple[float, float]:
     """(seconds, ppm) of `seconds,ppm`.
 
@@ -148,7 +138,7 @@ class Settings(BaseSettings):
     ] = None
     udp_ports: Annotated[
         str,
-        AfterValidator(_udp_ports),
+        _readable_by(parse_ports),
         Field(description="UDP ports of this host, dealt to its fan-out workers: 0 (any) or low-high."),
     ] = "0"
     udp_address: Annotated[
@@ -165,12 +155,12 @@ class Settings(BaseSettings):
     ] = False
     voice_hosts: Annotated[
         str,
-        AfterValidator(_voice_hosts),
+        _readable_by(parse_hosts),
         Field(description="Domains (and networks) of the voice servers that credentials may go to."),
     ] = VOICE_HOSTS
     voice_networks: Annotated[
         str,
-        AfterValidator(_voice_networks),
+        _readable_by(parse_networks),
         Field(description="IPv4 networks that a voice server may have sound sent to, besides public addresses."),
     ] = ""
     media_dir: Annotated[
@@ -196,7 +186,7 @@ class Settings(BaseSettings):
     ] = None
     clock_error: Annotated[
         str,
-        AfterValidator(_clock_error),
+        _readable_by(parse_clock_error),
         Field(description="For tests: seconds and ppm by which this process's own clock is wrong."),
     ] = "0,0"
 
