@@ -76,6 +76,7 @@ class Reconciler:
                 await self._mend(worker, missing=not fields)
             elif expected is None:  # written by the leader before
                 self._registry.accept(worker.record.id, version)
+        await self._look_for_names()
         await self._look_for_records()
 
     async def _mend(self, worker: Worker, *, missing: bool) -> None:
@@ -141,12 +142,12 @@ class Reconciler:
     async def _look_for_names(self) -> None:
         """Write the sets of names again where one is not as large as it should be: the next leader reads them."""
         registry, keys = self._registry, self._keys
-        sets = ((keys.guilds, [":".join(key) for key in registry.guilds]), (keys.broadcasts, list(registry.broadcasts)))
-        sizes = await self._store.pipeline([("SCARD", name) for name, _ in sets])
+        guilds, broadcasts = await self._store.pipeline([("SCARD", keys.guilds), ("SCARD", keys.broadcasts)])
         change = Change(registry)
-        for (name, members), size in zip(sets, sizes, strict=True):
-            for start in range(0, len(members) if size < len(members) else 0, _GUILDS_AT_ONCE):
-                change.transaction.add("SADD", name, *members[start : start + _GUILDS_AT_ONCE])
+        if guilds < len(registry.guilds):
+            change.name_all(keys.guilds, [":".join(key) for key in registry.guilds])
+        if broadcasts < len(registry.broadcasts):
+            change.name_all(keys.broadcasts, list(registry.broadcasts))
         await change.commit(self._leadership)
 
     async def _look_for_records(self) -> None:
@@ -158,7 +159,6 @@ class Reconciler:
         names = [self._keys.broadcast(one.spec.broadcast) for one in broadcasts]
         names += [self._keys.guild(*one.key) for one in some]
         there = await self._store.pipeline([("EXISTS", name) for name in names])
-        await self._look_for_names()
         records: list[Guild | Broadcast] = [*broadcasts, *some]
         lost = [one for one, exists in zip(records, there, strict=True) if not exists]
         if not lost:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -351,6 +351,11 @@ class Change:
             self.transaction.add("HSET", self._keys.want(worker), one.want_field, _text(one.want))
         self._rewritten[worker] = len(held)
         self._woken[self._keys.wake(worker)] = set()
+
+    def name_all(self, names: str, members: Sequence[str]) -> None:
+        """Put members into a set of names, some hundred at once."""
+        for start in range(0, len(members), _PAGE):
+            self.transaction.add("SADD", names, *members[start : start + _PAGE])
 
     def put_guild(self, guild: Guild, *, anew: bool = False) -> None:
         """Store a guild's record, and what its worker shall do about it; `anew`: nothing stands there any more."""
