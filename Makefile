@@ -50,7 +50,7 @@ types: install
 imports: install
 	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 
-unit: install
+unit: redis
 	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/unit tests/vectors
 
 test: redis ## Every test that needs only the lock
