@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import gc
 import ipaddress
 import json
 import os
@@ -590,6 +591,32 @@ async def test_close_leaves_nothing_behind_however_often_and_whenever() -> None:
     await done.close()
     for child in (at_once, midway, reading, done):
         _assert_reaped(child.pid)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 4, 5, 7, 10, 20, 1000])
+def test_a_child_is_reaped_however_often_its_start_and_close_are_cancelled(
+    turns: int, times: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A run that is stopped, then closed, cancels whoever waits for the child twice; the loop's end does it again."""
+
+    async def start_and_close() -> None:
+        async with await SourceChild.start(ChildOrder(url=str(PROGRAMME), loop=True)) as child:
+            await _drain(child)
+
+    async def cancelled_in_the_middle() -> None:
+        task = asyncio.create_task(start_and_close())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled_in_the_middle())
+    gc.collect()  # a process that nobody waited for to its end says so when it is freed
+    assert not [str(told.message) for told in recwarn]
 
 
 async def test_starting_and_closing_leaks_no_descriptor() -> None:

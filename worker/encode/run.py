@@ -19,6 +19,7 @@ from shared.schema.frame_entry import Flags, FrameEntry
 from shared.schema.job import SourceKind
 from shared.schema.records import BroadcastState, BroadcastStatus, SourceWant
 from shared.seal import Seal
+from shared.tasks import to_its_end
 from worker.encode.feeder import Ended, Fed, Feeder, Opened, Stalled
 from worker.encode.publish import Publisher
 from worker.encode.records import SILENT_DB, ChildOrder
@@ -210,7 +211,7 @@ class SourceRun:
             await self._publish_all(self._feeder)
         finally:
             feeding.cancel()
-            await asyncio.gather(feeding, return_exceptions=True)
+            await to_its_end(asyncio.wait({feeding}))
 
     async def _open_child(
         self, child: SourceChild | None, kind: SourceKind, start_samples: int, place: int | None

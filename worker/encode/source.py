@@ -20,6 +20,7 @@ from shared.errors import ErrorCode, MalformedPacket, SourceError
 from shared.life import Life, Watch
 from shared.logs import get_logger
 from shared.protocol.opus import check_frame
+from shared.tasks import to_its_end
 from worker.encode.records import (
     BEAT_EVERY_S,
     HEADER_BYTES,
@@ -146,6 +147,16 @@ class SourceChild:
             first_frame_timeout_s: the same until the first frame, where it takes longer to get there.
         Raises: OSError: no process or pipe to be had.
         """
+        starting = asyncio.ensure_future(cls._start(order, frame_timeout_s, first_frame_timeout_s or frame_timeout_s))
+        try:
+            return await to_its_end(starting)
+        except asyncio.CancelledError:
+            if not starting.exception():
+                await starting.result().close()
+            raise
+
+    @classmethod
+    async def _start(cls, order: ChildOrder, frame_timeout_s: float, first_frame_timeout_s: float) -> Self:
         reader = asyncio.StreamReader(limit=_BUFFER_BYTES)
         pipe_closed = asyncio.Event()
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
@@ -168,10 +179,7 @@ class SourceChild:
                 transport.close()
                 await pipe_closed.wait()
                 raise
-        return cls(
-            *(process, reader, transport, pipe_closed, order_file),
-            *(frame_timeout_s, first_frame_timeout_s or frame_timeout_s),
-        )
+        return cls(process, reader, transport, pipe_closed, order_file, frame_timeout_s, first_frame_timeout_s)
 
     def again(self, order: ChildOrder, *, first_frame_timeout_s: float | None = None) -> None:
         """Have a child that waits carry out another order.
@@ -254,12 +262,7 @@ class SourceChild:
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself
             self._process.kill()
         self._transport.close()
-        reaping = asyncio.ensure_future(self._reap())
-        try:
-            await asyncio.shield(reaping)
-        except asyncio.CancelledError:
-            await reaping
-            raise
+        await to_its_end(self._reap())
 
     async def _watch(self) -> None:
         """Kill a child that stands still: to wait until its frames are missed would be to wait until they are heard."""
