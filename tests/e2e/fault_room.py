@@ -31,6 +31,7 @@ class Due(Enum):
     NOTHING = "nothing heard of it"
     RESUMED = "resumed"
     RECOVERED = "the group was entered anew"
+    RESUMED_ANEW = "resumed, and the group entered anew"
     AGAIN = "identified again, with the same credentials"
     ASKED = "the bot was asked for credentials"
     PAUSED = "nothing is sent while nobody is there"

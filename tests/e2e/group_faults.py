@@ -5,7 +5,7 @@ Source: voice protocol reference, sections 6.9 (fault injection list) and 8 (rig
 
 from __future__ import annotations
 
-from tests.e2e.fault_room import BUILT_AHEAD, SECOND, Due, Room, case, sound_heard
+from tests.e2e.fault_room import BUILT_AHEAD, SECOND, Due, Room, case, decrypted, sound_heard
 from tests.emulator.records import GuildReport
 
 # who is there
@@ -208,6 +208,32 @@ async def commit_missed_and_replayed(room: Room) -> None:
     newcomer = await room.join_member()
     await room.resumed()
     await room.heard_by(newcomer)
+
+
+async def _cut_off(room: Room, *, told: bool) -> None:
+    """Our leaf is removed while the WebSocket is away."""
+    await room.play()
+    await room.fault("severed", told=told)
+    await room.fault("hello_late", ms=1_000)
+    await room.fault("drop")
+    await room.resumed()
+    for user in room.stayed:
+        await room.heard_by(user, decrypted(await room.look(), user) + SECOND)
+
+
+@case(Due.RESUMED_ANEW)
+async def cut_off_and_told(room: Room) -> None:
+    await _cut_off(room, told=True)
+
+
+@case(Due.RESUMED_ANEW)
+async def cut_off_and_not_told(room: Room) -> None:
+    await _cut_off(room, told=False)
+
+
+@case(Due.RESUMED_ANEW, members=3)
+async def cut_off_from_many_and_not_told(room: Room) -> None:
+    await _cut_off(room, told=False)
 
 
 @case(Due.NOTHING, members=2)

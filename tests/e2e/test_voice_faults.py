@@ -238,6 +238,19 @@ async def test_the_group_is_entered_anew(
     assert fate.wanted == []
 
 
+@pytest.mark.parametrize("name", of(Due.RESUMED_ANEW))
+async def test_who_was_taken_out_of_the_group_is_heard_again(
+    running: Stack, fates: dict[str, Fate], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the same session, within seconds of the resume, and by those who were there all the while."""
+    fate = fates[name]
+    tell(name, fate, capsys)
+    await assert_heard(running, fate, CASES[name].voided)
+    (session,) = fate.sessions
+    assert session.resumed >= 1
+    assert fate.wanted == []
+
+
 @pytest.mark.parametrize("name", of(Due.AGAIN))
 async def test_is_identified_again(
     running: Stack, fates: dict[str, Fate], name: str, capsys: pytest.CaptureFixture[str]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
+from collections import deque
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 import worker.voice.dave
 from shared.errors import ErrorCode, ProtocolError, VoiceError
 from tests.emulator.dave.external_sender import ExternalSender, append_body
-from tests.emulator.dave.group import DaveOp, Outgoing
+from tests.emulator.dave.group import TRANSITION_WAIT_S, DaveOp, Outgoing
 from tests.emulator.dave.member import DaveyMember
 from tests.libdave_member import LibdaveMember
 from tests.product_member import ProductMember
@@ -515,29 +517,6 @@ def test_long_work_is_announced_by_what_it_is_expected_to_take() -> None:
         announced.clear()
 
 
-def test_in_a_group_a_resume_offers_nothing() -> None:
-    """Whether we were in it before, or are let in by what is told again."""
-    call = Call()
-    call.join(OTHER)
-    call.join(THIRD)
-    call.settle()
-    held: list[Outgoing] = []
-
-    def hold(message: Outgoing) -> Outgoing | None:
-        if (message.user, message.op) != (US, DaveOp.WELCOME):
-            return message
-        held.append(message)
-        return None
-
-    call.change = hold
-    member = us(call)
-    call.settle()
-    member.resume()
-    member.hear(30, held[0].body)
-    assert member.heartbeat() == []
-    assert member.heartbeat() == []
-
-
 def test_a_new_external_sender_signs_for_the_next_group() -> None:
     """The group that is there cannot change its own; what comes meanwhile counts from op 24 on."""
     call = Call()
@@ -781,15 +760,136 @@ def test_whoever_is_in_no_group_after_a_resume_offers_its_key_package_again() ->
     assert member.heartbeat() == []
 
 
-def test_whoever_is_in_a_group_after_a_resume_stays_in_it() -> None:
-    """Another key package would look like a new beginning."""
+def come_back(call: Call, member: ProductMember, missed: list[Outgoing]) -> None:
+    """A resume: what was missed is told, then the heartbeat behind it is answered."""
+    call.say(US, member.resume())
+    call.post(missed)
+    call.settle()
+    call.say(US, member.heartbeat())
+    call.settle()
+    call.now_s += TRANSITION_WAIT_S
+    call.post(call.group.tick())
+    call.settle()
+
+
+def miss(call: Call, missed: list[Outgoing]) -> None:
+    """From now on what is said to us is put aside."""
+
+    def put_aside(message: Outgoing) -> Outgoing | None:
+        if message.user != US:
+            return message
+        missed.append(message)
+        return None
+
+    call.change = put_aside
+
+
+def test_whoever_may_have_been_taken_out_of_the_group_asks_to_be_taken_in() -> None:
+    """Nobody says so after a resume; who was in the group all the while is heard all the while."""
     call = Call()
     member = us(call)
     call.join(OTHER)
+    call.join(THIRD)
     call.settle()
     assert member.resume() == []
+    asked = member.heartbeat()
+    assert [op for op, _ in asked] == [DaveOp.KEY_PACKAGE]
+    assert member.ready
+    call.assert_heard(member)  # type: ignore[arg-type]
+    call.say(US, asked)
+    call.settle().assert_whole()
     assert member.heartbeat() == []
+    assert member.counters.failures == 0
+
+
+@pytest.mark.parametrize("others", [[], [OTHER], [OTHER, THIRD]])
+@pytest.mark.parametrize("told", [True, False], ids=["told", "not told"])
+def test_whoever_was_taken_out_of_the_group_is_taken_in_again(others: list[str], told: bool) -> None:
+    """The gateway removes who is cut off; the replay may hold that, or nothing."""
+    call = Call()
+    member = us(call)
+    for other in others:
+        call.join(other)
+    call.settle()
+    missed: list[Outgoing] = []
+    miss(call, missed)
+    call.post(call.group.sever(US))
+    call.settle()
+    assert US not in call.group.members.values()
+    call.change = None
+    come_back(call, member, missed if told else [])
+    if not others:
+        call.join(OTHER)
+        call.settle()
     call.assert_whole()
+
+
+def test_a_welcome_for_the_key_package_before_is_used_and_so_is_the_next_one() -> None:
+    """It was under way when a resume had us offer another one: no group is lost, and nothing begins anew."""
+    call = Call()
+    call.join(OTHER)
+    call.join(THIRD)
+    call.settle()
+    missed: list[Outgoing] = []
+    miss(call, missed)
+    member = us(call)
+    call.settle()
+    assert missed[-1].op is DaveOp.WELCOME
+    call.change = None
+    call.say(US, member.resume())
+    call.say(US, member.heartbeat())
+    call.post(missed)
+    call.settle()
+    call.now_s += TRANSITION_WAIT_S
+    call.post(call.group.tick())
+    call.settle().assert_whole()
+    assert (US, DaveOp.INVALID_COMMIT_WELCOME) not in call.said
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whoever_is_cut_off_again_and_again_is_heard_in_the_end(seed: int) -> None:
+    """Whatever is lost on its way up, replayed or not, and whoever comes and goes meanwhile."""
+    dice = random.Random(seed)
+    call = Call(creation_id_zero=dice.random() < 0.5)
+    member = us(call)
+    users = [str(number) for number in range(20, 26)]
+    for user in users[:2]:
+        call.join(user)
+    deliver(call, dice.randrange(40))
+    for _ in range(dice.randrange(1, 5)):
+        missed: list[Outgoing] = [
+            Outgoing(user, DaveOp(op), body) for up, user, op, body in call.queue if user == US and not up
+        ]
+        call.queue = deque(message for message in call.queue if message[1] != US)
+        miss(call, missed)
+        if severed := dice.random() < 0.5:
+            call.post(call.group.sever(US))
+        user = dice.choice(users)
+        if user in call.members and len(call.members) > 2:
+            call.leave(user)
+        elif user not in call.members:
+            call.join(user)
+        deliver(call, dice.randrange(60))
+        call.change = None
+        call.say(US, member.resume())
+        told = not severed or dice.random() < 0.5
+        call.post(message for message in missed if told or message.op is DaveOp.EXTERNAL_SENDER)
+        deliver(call, dice.randrange(20))
+        call.say(US, member.heartbeat())
+        deliver(call, dice.randrange(60))
+    for _ in range(3):
+        call.settle()
+        call.say(US, member.wait())
+        call.settle()
+        call.now_s += TRANSITION_WAIT_S
+        call.post(call.group.tick())
+    call.settle().assert_whole()
+
+
+def deliver(call: Call, messages: int) -> None:
+    """Let so many messages arrive."""
+    for _ in range(messages):
+        call.step()
 
 
 # newcomers of whom op 11 tells late

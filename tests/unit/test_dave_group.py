@@ -78,13 +78,19 @@ class Call:
         for _ in range(_MOST_MESSAGES):
             if not self.queue:
                 return self
-            upwards, user, op, body = self.queue.popleft()
-            if upwards:
-                self.said.append((user, op))
-                self.post(self._to_gateway(user, op, body))
-            elif user in self.members and (user, op) not in self.deaf:
-                self.say(user, self.members[user].hear(DaveOp(op), body))
+            self.step()
         raise AssertionError("they never come to an end")
+
+    def step(self) -> None:
+        """Deliver the next message, if there is one."""
+        if not self.queue:
+            return
+        upwards, user, op, body = self.queue.popleft()
+        if upwards:
+            self.said.append((user, op))
+            self.post(self._to_gateway(user, op, body))
+        elif user in self.members and (user, op) not in self.deaf:
+            self.say(user, self.members[user].hear(DaveOp(op), body))
 
     def _to_gateway(self, user: str, op: int, body: bytes | dict[str, int]) -> list[Outgoing]:
         if user not in self.group:

@@ -39,8 +39,9 @@ from shared.protocol.voice_gateway import (
 )
 from worker.voice.allowance import USERS, Allowance
 from worker.voice.commons import VoiceShared
-from worker.voice.dave import MAX_VERSION, Dave
+from worker.voice.dave import Dave
 from worker.voice.doors import Place
+from worker.voice.group import MAX_VERSION
 from worker.voice.path import ASK_EVERY_S, PING_EVERY_S, UdpPath, Verdict
 from worker.voice.receive.receiver import Receiver
 from worker.voice.rounds import Round

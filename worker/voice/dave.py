@@ -7,6 +7,10 @@ While a protocol version of 1 or more is in force nothing leaves in the clear: w
 which is what `ready` says. Old keys stay in use until the transition to the next ones is executed, also where the group
 they come from is gone: as long as somebody is there, they are what the others have.
 
+A client that is cut off may be taken out of the group meanwhile, told or not (section 11, 1). So after each resume a
+new key package is offered as soon as the replay is over: it takes who is in the group out and in again, and who is not,
+in. The group and the keys before stay in use until then: nobody who hears us well loses a frame by that.
+
 MLS work holds the interpreter for milliseconds, so it is done in turns that the pace gives out (`turns.py`).
 
 Source: voice protocol reference, sections 6.2 to 6.5, 6.7 and 6.10; libdave through `dave.py`.
@@ -18,15 +22,13 @@ import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from functools import cache, partial
-from hashlib import sha256
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import dave
 from structlog.typing import FilteringBoundLogger
 
-from shared.errors import ErrorCode, ProtocolError, VoiceError
-from shared.protocol.mls import read_commit
+from shared.errors import ErrorCode, VoiceError
 from shared.protocol.voice_gateway import (
     ClientsConnected,
     CommitAnnounced,
@@ -44,9 +46,9 @@ from shared.protocol.voice_gateway import (
     Welcomed,
 )
 from worker.voice.commons import VoiceCounters
+from worker.voice.group import MAX_VERSION, Changes, Group, Refusal
 from worker.voice.turns import Turns
 
-MAX_VERSION = dave.get_max_supported_protocol_version()
 _NEW_GROUP_EPOCH = 1
 _RECOVERIES = 6
 _RECOVERIES_WITHIN_S = 60.0
@@ -67,7 +69,7 @@ _OFFERED_AGAIN_AFTER_S = 10.0
 _TAKEN_IN_WITHIN_S = 2.0
 """Of a key package: a commit that comes later to who is in no group is for a place that is ours no more."""
 LISTED_WITHIN_S = 2.0
-"""So long what names somebody who is not in the channel is kept: op 11 may come after it (section 11, 2)."""
+"""So long what cannot be used is kept where op 11, or the Welcome for a key package on its way, may come behind it."""
 _KEPT_PROPOSALS = 8
 _NS_PER_MEMBER, _NS_PER_NEWCOMER = 1_200_000, 1_800_000
 """The most that one message may take: a change to a group of 100 is 40 to 120 ms, making or entering it 140 to 260."""
@@ -92,7 +94,7 @@ class _Keys(NamedTuple):
 
 
 class _PutOff(NamedTuple):
-    """A commit or Welcome that was refused, and may be understood when somebody is listed."""
+    """A commit or Welcome that was refused, and may be understood, or be of no interest, in a moment."""
 
     event: CommitAnnounced | Welcomed
     overdue: Timer
@@ -104,12 +106,6 @@ class _Prepared(NamedTuple):
     version: int
     keys: _Keys | None
     overdue: Timer
-
-
-@cache
-def _signature_key() -> dave.SignatureKeyPair:
-    """One key for all simultaneous connections, made anew at each start (section 6.3)."""
-    return dave.SignatureKeyPair.generate(MAX_VERSION)
 
 
 class Dave:
@@ -142,7 +138,6 @@ class Dave:
     ) -> None:
         self._gateway = gateway
         self._user_id = user_id
-        self._channel_id = int(channel_id)
         self._counters = counters
         self._turns = turns
         self._required = required
@@ -150,32 +145,23 @@ class Dave:
         self._on_change = on_change
         self._call_later = call_later
         self._log = log
-        self._session: dave.Session | None = None
+        self._group = Group(channel_id, user_id, self._note_failure)
         self._encryptor = dave.Encryptor()
         self._encrypt: Protect | None = None
-        self._external_sender = b""
-        """The newest; a group that is there goes on with the one it began with."""
         self._described: int | None = None
         """The version that op 4, or a transition after it, said last."""
-        self._negotiated = 0
-        """Version of the group that is being made."""
         self._untaken: deque[Event] = deque()
         """Waits for its turn. It outlives the WebSocket: a resume does not bring again what was received."""
-        self._key_package = b""
-        self._offered_s = 0.0
         self._failed: Counter[str] = Counter()
         self._unlisted: list[Proposals] = []
         """Refused in this epoch: they may name somebody of whom op 11 will tell."""
         self._put_off: _PutOff | None = None
-        self._offer_again = False
-        """A resume may have lost the key package on its way; nobody would ever take us in."""
-        self._taken_welcome = b""
-        """Digest of the Welcome to this group: it may be told again."""
+        self._in_doubt = False
+        """A resume: we may have been taken out of the group, or our key package been lost on its way."""
         self._pending: dict[int, _Prepared] = {}
         """By transition, the one prepared last at the end."""
         self._keys_made = 0
         self._keys_in_force = 0
-        self._mls_epoch: int | None = None
         self._privacy_code = ""
         self._others: set[str] = set()
         self._members_before = 0
@@ -192,7 +178,7 @@ class Dave:
     @property
     def mls_epoch(self) -> int | None:
         """Epoch of the group; None without one, and after a Welcome until the next proposals tell it."""
-        return self._mls_epoch if self.version else None
+        return self._group.mls_epoch if self.version else None
 
     @property
     def privacy_code(self) -> str:
@@ -245,13 +231,13 @@ class Dave:
             case ExecuteTransition():
                 self._execute_prepared(event.transition_id)
             case Resumed():
-                self._offer_again = self._session is not None and not self._in_group
+                self._in_doubt = self._group.version > 0
                 await self._work()
-            case HeartbeatAcked():  # of a heartbeat behind the resume: what the server had to say again has come
-                if self._offer_again and not self._in_group:
-                    self._gateway.key_package(self._key_package)
-                self._offer_again = False
+            case HeartbeatAcked() if not self._in_doubt:
                 return
+            case HeartbeatAcked():  # of a heartbeat behind the resume: what the server had to say again has come
+                self._untaken.append(event)
+                await self._work()
             case SessionDescription():
                 self._follow_order(event.dave_protocol_version)
                 self._untaken.append(event)
@@ -280,8 +266,8 @@ class Dave:
                 f"others are in the channel, and no encrypted group was formed in {GROUP_WITHIN_S:g} s",
                 code=ErrorCode.E2EE_FAILED,
             )
-        if waited_s > _OFFERED_AGAIN_AFTER_S and not self._in_group and self._key_package:
-            self._gateway.key_package(self._key_package)
+        if waited_s > _OFFERED_AGAIN_AFTER_S and not self._group.established and self._group.key_package:
+            self._gateway.key_package(self._group.key_package)
 
     def close(self) -> None:
         """The session is over: nothing is executed any more."""
@@ -289,7 +275,7 @@ class Dave:
             self._drop(transition_id)
         self._untaken.clear()
         self._forget_refused()
-        self._session = None  # it holds on to us, and we to it
+        self._group.forget()  # it holds on to us, and we to it
         self._call_later = _never
 
     async def _work(self) -> None:
@@ -313,6 +299,8 @@ class Dave:
         match event:
             case SessionDescription():
                 self._describe(event.dave_protocol_version)
+            case HeartbeatAcked():
+                self._ask_to_be_taken_in()
             case ExternalSender():
                 self._set_external_sender(event.package)
             case Proposals():
@@ -325,10 +313,6 @@ class Dave:
                 self._prepare_epoch(event.mls_epoch, event.protocol_version)
 
     # the session
-
-    @property
-    def _in_group(self) -> bool:
-        return self._session is not None and self._session.has_established_group()
 
     def _follow_order(self, version: int) -> None:
         """What of op 4 must not wait for a turn: nothing more leaves in the clear once it says so."""
@@ -360,27 +344,22 @@ class Dave:
         self._encrypt = partial(self._encryptor.encrypt, dave.MediaType.audio, ssrc)
 
     def _begin(self, version: int) -> None:
-        """Begin without a group: a fresh state, and a key package by which others add us."""
-        if self._session is None:
-            self._session = dave.Session(self._note_failure)
-        else:
-            self._session.reset()
-        self._negotiated = version
+        """Begin without a group."""
         self._members_before = 0
-        self._taken_welcome = b""
-        self._mls_epoch = None
         self._privacy_code = ""
-        if self._external_sender:
-            self._session.set_external_sender(self._external_sender)
-        self._session.init(version, self._channel_id, self._user_id, _signature_key())
-        package = self._session.get_marshalled_key_package()
-        if package is None:
-            raise VoiceError("no key package could be made", code=ErrorCode.E2EE_FAILED)
-        self._key_package = package
-        self._offered_s = time.monotonic()
-        self._offer_again = False
         self._forget_refused()
-        self._gateway.key_package(package)
+        self._group.begin(version)
+        self._offered()
+
+    def _ask_to_be_taken_in(self) -> None:
+        """After a resume: go on in the group that we know, and be taken in by another key package."""
+        if self._in_doubt:
+            self._group.offer()
+            self._offered()
+
+    def _offered(self) -> None:
+        self._in_doubt = False
+        self._gateway.key_package(self._group.key_package)
 
     def _note_failure(self, source: str, reason: str) -> None:
         self._log.debug("mls.refused", source=source, reason=reason)
@@ -395,11 +374,7 @@ class Dave:
         if not package:  # libdave would read beyond it
             self._fail("external sender")
             return
-        if package == self._external_sender:
-            return  # told again: the group that is being made stays
-        self._external_sender = package
-        if self._session is not None and not self._in_group:
-            self._session.set_external_sender(package)
+        self._group.set_external_sender(package)
 
     # the group
 
@@ -407,68 +382,45 @@ class Dave:
         return self._others | {self._user_id}
 
     def _propose(self, event: Proposals) -> None:
-        if self._session is None or not event.body:
+        if not self._group.version or not event.body:
             self._fail("proposals")
             return
-        made = self._session.process_proposals(event.body, self._recognised())
-        if made is None:
-            if len(self._unlisted) < _KEPT_PROPOSALS:
-                self._unlisted.append(event)
-            return
-        try:
-            commit = read_commit(made)
-        except ProtocolError:
-            self._fail("proposals")
-            return
-        if self._in_group:
-            self._mls_epoch = commit.mls_epoch
-        if not commit.empty:  # revoking the last proposal leaves an empty commit
-            self._gateway.commit_welcome(made)
+        commit_welcome = self._group.propose(event.body, self._recognised())
+        if commit_welcome:
+            self._gateway.commit_welcome(commit_welcome)
+        elif commit_welcome is None and len(self._unlisted) < _KEPT_PROPOSALS:
+            self._unlisted.append(event)
 
     def _commit(self, event: CommitAnnounced) -> None:
-        transition_id = event.transition_id
-        try:
-            mls_epoch = read_commit(event.commit).mls_epoch
-        except ProtocolError:
-            self._recover(transition_id, "commit")
-            return
-        answer: Any = dave.RejectType.failed
-        if self._session is not None:
-            answer = self._session.process_commit(event.commit)
-        if answer is dave.RejectType.ignored:
-            if not self._in_group and time.monotonic() - self._offered_s > _TAKEN_IN_WITHIN_S:
-                self._recover(transition_id, "commit for another place")
-            return
-        if answer is dave.RejectType.failed:
-            if self._mls_epoch is not None and mls_epoch < self._mls_epoch:
-                return  # it is told again
-            if self._unlisted:
+        match self._group.commit(event.commit):
+            case Refusal.TOLD_AGAIN:
+                return
+            case Refusal.NOT_OURS:
+                awaited = time.monotonic() - self._group.offered_s <= _TAKEN_IN_WITHIN_S
+                if not self._group.established and not awaited:
+                    self._recover(event.transition_id, "commit for another place")
+            case Refusal.UNUSABLE if self._unlisted or self._group.awaits_welcome:
                 self._put_it_off(event, "commit")
-            else:
-                self._recover(transition_id, "commit")
-            return
-        self._mls_epoch = mls_epoch + 1
-        self._entered(transition_id, answer)
+            case Refusal.UNUSABLE:
+                self._recover(event.transition_id, "commit")
+            case changes:
+                self._entered(event.transition_id, changes)
 
     def _welcome(self, event: Welcomed) -> None:
-        digest = sha256(event.welcome).digest()
-        if digest == self._taken_welcome:
-            return  # it is told again
-        changes = None
-        if self._session is not None:
-            changes = self._session.process_welcome(event.welcome, self._recognised())
-        if changes is None:
-            # a second time in a row it may name somebody of whom we were not told yet
-            again = bool(self._recoveries) and time.monotonic() - self._recoveries[-1] < LISTED_WITHIN_S
-            if again:
-                self._put_it_off(event, "welcome")
-            else:
-                self._recover(event.transition_id, "welcome")
-            return
-        self._taken_welcome = digest
-        self._entered(event.transition_id, changes)
+        match self._group.welcome(event.welcome, self._recognised()):
+            case Refusal.TOLD_AGAIN:
+                return
+            case Refusal():
+                # a second time in a row it may name somebody of whom we were not told yet
+                again = bool(self._recoveries) and time.monotonic() - self._recoveries[-1] < LISTED_WITHIN_S
+                if again:
+                    self._put_it_off(event, "welcome")
+                else:
+                    self._recover(event.transition_id, "welcome")
+            case changes:
+                self._entered(event.transition_id, changes)
 
-    # what op 11 may explain
+    # what the next messages may explain
 
     def _put_it_off(self, event: CommitAnnounced | Welcomed, what: str) -> None:
         """Look at it again when somebody is listed; when nobody is for a while, recover."""
@@ -501,25 +453,21 @@ class Dave:
             self._put_off.overdue.cancel()
             self._put_off = None
 
-    def _entered(self, transition_id: int, changes: dict[int, list[int]]) -> None:
+    def _entered(self, transition_id: int, changes: Changes) -> None:
         """A group or epoch was entered; `changes` are those of its members, without a key where one is gone."""
-        assert self._session is not None
-        ratchet = self._session.get_key_ratchet(self._user_id)
-        authenticator = self._session.get_last_epoch_authenticator()
+        ratchet, authenticator = self._group.ratchet(self._user_id), self._group.authenticator()
         if ratchet is None or authenticator is None:
             self._recover(transition_id, "group without keys")
             return
         self._forget_refused()
         self._privacy_code = dave.generate_displayable_code(authenticator, _CODE_DIGITS, _CODE_GROUP)
         if self._decryptors is not None:
-            self._follow_others(self._session, self._decryptors, changes)
+            self._follow_others(self._decryptors, changes)
         self._members_before = len(self._others)
         self._keys_made += 1
-        self._prepare(transition_id, self._negotiated, _Keys(self._keys_made, ratchet))
+        self._prepare(transition_id, self._group.version, _Keys(self._keys_made, ratchet))
 
-    def _follow_others(
-        self, session: dave.Session, decryptors: dict[str, dave.Decryptor], changes: dict[int, list[int]]
-    ) -> None:
+    def _follow_others(self, decryptors: dict[str, dave.Decryptor], changes: Changes) -> None:
         """Receivers take the next keys at once and keep those before for 10 s; senders switch in between."""
         for number, key in changes.items():
             user_id = str(number)
@@ -529,14 +477,14 @@ class Dave:
                 decryptors[user_id] = dave.Decryptor()
                 decryptors[user_id].transition_to_passthrough_mode(self._clear_frames_may_come)
         for user_id, decryptor in decryptors.items():
-            ratchet = session.get_key_ratchet(user_id)
+            ratchet = self._group.ratchet(user_id)
             if ratchet is not None:
                 decryptor.transition_to_key_ratchet(ratchet, _OLD_KEYS_S)
 
     def _recover(self, transition_id: int, what: str) -> None:
         """Say that a message could not be used, and begin again; the others take us out and in again."""
         self._fail(what)
-        if self._session is None:
+        if not self._group.version:
             return
         now_s = time.monotonic()
         if len(self._recoveries) == _RECOVERIES and now_s - self._recoveries[0] < _RECOVERIES_WITHIN_S:
@@ -546,13 +494,13 @@ class Dave:
             )
         self._recoveries.append(now_s)
         self._gateway.invalid_commit_welcome(transition_id)
-        self._begin(self._negotiated)
+        self._begin(self._group.version)
 
     def _prepare_epoch(self, mls_epoch: int, version: int) -> None:
         """Op 24: epoch 1 is a new group; a later one changes the version of the one there is."""
         _check_version(version)
         if mls_epoch != _NEW_GROUP_EPOCH or not version:
-            self._negotiated = version or self._negotiated
+            self._group.version = version or self._group.version
             return
         self._begin(version)
         self._drop_keys_for_nobody()
@@ -644,7 +592,7 @@ class Dave:
 
     def _drop_keys_for_nobody(self) -> None:
         """Without a group and without anybody in the channel there is nobody to encrypt for."""
-        if not self._in_group and not self._others:
+        if not self._group.established and not self._others:
             self._encryptor.set_key_ratchet(None)
 
     def _wait_or_not(self) -> None:
