@@ -145,7 +145,7 @@ class Dave:
         self._on_change = on_change
         self._call_later = call_later
         self._log = log
-        self._group = Group(channel_id, user_id, self._note_failure)
+        self._group = Group(channel_id, user_id, partial(_note_refusal, log))
         self._encryptor = dave.Encryptor()
         self._encrypt: Protect | None = None
         self._described: int | None = None
@@ -275,7 +275,7 @@ class Dave:
             self._drop(transition_id)
         self._untaken.clear()
         self._forget_refused()
-        self._group.forget()  # it holds on to us, and we to it
+        self._group.forget()
         self._call_later = _never
 
     async def _work(self) -> None:
@@ -360,9 +360,6 @@ class Dave:
     def _offered(self) -> None:
         self._in_doubt = False
         self._gateway.key_package(self._group.key_package)
-
-    def _note_failure(self, source: str, reason: str) -> None:
-        self._log.debug("mls.refused", source=source, reason=reason)
 
     def _fail(self, what: str) -> None:
         self._counters.failures += 1
@@ -606,6 +603,11 @@ class Dave:
             waited_ms = int((now_s - self._waiting_since_s) * 1_000)
             self._counters.ready_ms_max = max(self._counters.ready_ms_max, waited_ms)
             self._waiting_since_s = None
+
+
+def _note_refusal(log: FilteringBoundLogger, source: str, reason: str) -> None:
+    """Where and why libdave refused something; a method would tie us to the group and the group to us."""
+    log.debug("mls.refused", source=source, reason=reason)
 
 
 def _never(_delay_s: float, _do: Callable[[], None]) -> Timer:
