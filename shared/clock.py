@@ -61,7 +61,7 @@ class CommonClock:
         self._samples: deque[_Sample] = deque(maxlen=_SAMPLES_KEPT)
         self._set = False
         self._offset_ns = 0
-        self._target_ns = 0
+        self._target_ns = self._target_error_ns = self._measured_at_ns = 0
         self._slewed_at_ns = 0
 
     @property
@@ -73,6 +73,15 @@ class CommonClock:
     def error_ns(self) -> int:
         """Offset still to be slewed."""
         return self._target_ns - self._offset_ns
+
+    @property
+    def measured_ns(self) -> int:
+        """Common minus local time, as it was measured: what is slewed towards."""
+        return self._target_ns
+
+    def measured_error_ns(self, local_ns: int) -> int:
+        """By how much that may be wrong at most: half of the round trip that told it, and the drift since."""
+        return self._target_error_ns + max(0, local_ns - self._measured_at_ns) * MAX_SLEW_PPM // 1_000_000
 
     def observe(self, sent_ns: int, received_ns: int, server_us: int) -> None:
         """Take one measurement of Redis TIME.
@@ -89,7 +98,7 @@ class CommonClock:
             self._samples,
             key=lambda sample: sample.error_ns + (received_ns - sample.local_ns) * MAX_SLEW_PPM // 1_000_000,
         )
-        self._target_ns = best.offset_ns
+        self._measured_at_ns, self._target_ns, self._target_error_ns = best
         if not self._set:
             self._set = True
             self.step()

@@ -195,6 +195,8 @@ class WorkerStats(Record, frozen=True, kw_only=True):
     """Sessions whose sound did not leave, or did not arrive, any more."""
     messages_malformed: int = 0
     """Messages of voice gateways that could not be read."""
+    clock_error_us: int = 0
+    """By how much the common clock that it lives by is off what it measured, which it slews."""
     lateness_p999_us: int = 0
     cpu_ns: int = 0
     """Worker and its children, user and system."""

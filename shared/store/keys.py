@@ -18,6 +18,7 @@ class Keys:
         self.jobs_dead = f"{self.prefix}:jobs:dead"
         self.events = f"{self.prefix}:events"
         self.clock = f"{self.prefix}:clock"
+        self.claims = f"{self.prefix}:clock:claims"
         """What is added to the TIME of the present server, under its run id."""
         self.guilds = f"{self.prefix}:guilds"
         """Set of `<bot>:<guild>` that have a record."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,12 +16,13 @@ from structlog.testing import capture_logs
 from shared.cli.redis_server import RedisServer
 from shared.clock import CommonClock, LocalClock
 from shared.errors import StoreError
-from shared.store import time_sync
+from shared.store import client, time_sync
 from shared.store.client import Store
 from shared.store.keys import Keys
 from shared.store.time_sync import TimeSync, begin_time
 
 BOUND_S = 15.0
+_JUMPED_BY = "jumped-by"
 AHEAD_US = 3_000_000
 """The pool's time stands so far from the first server's clock, as after a failover from a server with another one."""
 NEAR_US = 50_000
@@ -50,10 +52,10 @@ class Address:
 class Process:
     """One process's clock, and what keeps it."""
 
-    def __init__(self, url: str, keys: Keys, error: tuple[float, float] = (0.0, 0.0)) -> None:
+    def __init__(self, url: str, keys: Keys, error: tuple[float, float], host: str) -> None:
         self.store = Store(url)
         self.clock = CommonClock(LocalClock(*error))
-        self.sync = TimeSync(self.store, keys, self.clock)
+        self.sync = TimeSync(self.store, keys, self.clock, host)
 
     def off_by_us(self) -> int:
         """Against the servers' clock, which is this machine's."""
@@ -79,8 +81,8 @@ class Pool:
         self.first, self.second = (exits.enter_context(RedisServer()) for _ in range(2))
         self.address.lead_to(self.first)
 
-    async def process(self, error: tuple[float, float] = (0.0, 0.0)) -> Process:
-        one = Process(self.address.url, self.keys, error)
+    async def process(self, error: tuple[float, float] = (0.0, 0.0), host: str = "a") -> Process:
+        one = Process(self.address.url, self.keys, error, host)
         self._exits.push_async_callback(one.store.close)
         return one
 
@@ -104,6 +106,10 @@ class Pool:
     async def agree_on(self, server: RedisServer, shift_us: int) -> None:
         """The pool has lived with this server by another one's time."""
         await (await self._on(server)).command("HSET", self.keys.clock, await self.run_id(server), shift_us)
+
+    async def jump(self, by_us: int) -> None:
+        """Set the first server's clock."""
+        await (await self._on(self.first)).command("INCRBY", _JUMPED_BY, by_us)
 
     async def fail_over(self, *, data_lost: bool = False) -> None:
         """The first server dies, and the second one, which has its data or none, is the primary."""
@@ -134,6 +140,29 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look often, so that tests do not wait for long."""
     monkeypatch.setattr(time_sync, "_EVERY_S", 0.02)
     monkeypatch.setattr(time_sync, "_ASK_EVERY_S", 0.01)
+
+
+@pytest.fixture(autouse=True)
+def settable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have TIME be what it is and what stands under a key: a real clock is not ours to set."""
+    script = client._script
+    jumped = f"""
+local jumped_us = function()
+  local time = redis.call('TIME')
+  local us = time[1] * 1000000 + time[2] + (redis.call('GET', '{_JUMPED_BY}') or 0)
+  return {{string.format('%d', math.floor(us / 1000000)), string.format('%d', us % 1000000)}}
+end
+"""
+
+    def with_jumps(name: str) -> tuple[str, str]:
+        text, sha = script(name)
+        if name != "time":
+            return text, sha
+        changed = jumped + text.replace("redis.call('TIME')", "jumped_us()")
+        assert changed.count("jumped_us()") == 1
+        return changed, hashlib.sha1(changed.encode(), usedforsecurity=False).hexdigest()
+
+    monkeypatch.setattr(client, "_script", with_jumps)
 
 
 @pytest.fixture
@@ -180,6 +209,122 @@ async def test_a_failover_changes_nobodys_time(pool: Pool) -> None:
         after = [one.clock.now_ns() - time.monotonic_ns() for one in processes]
     for was, now in zip(before, after, strict=True):
         assert abs(now - was) < NEAR_US * 1_000
+
+
+# a clock that jumps
+
+
+def lives_by_ns(processes: list[Process]) -> list[int]:
+    """The common time of each, beside this machine's clock that nobody sets."""
+    return [one.clock.now_ns() - time.monotonic_ns() for one in processes]
+
+
+def assert_same(before: list[int], after: list[int]) -> None:
+    for was, now in zip(before, after, strict=True):
+        assert abs(now - was) < NEAR_US * 1_000
+
+
+async def all_follow(exits: AsyncExitStack, processes: list[Process]) -> None:
+    for one in processes:
+        await one.sync.synchronise()
+        await exits.enter_async_context(one.following())
+
+    async def others_are_known() -> bool:
+        return all(one.sync._others_claim for one in processes)
+
+    if len({one.sync._host for one in processes}) > 1:
+        await until(others_are_known)
+
+
+@pytest.mark.parametrize("hosts", ["aaa", "abc"])
+@pytest.mark.parametrize("jump_us", [2_000_000, -30_000_000, 120_000])
+async def test_a_jump_of_the_servers_clock_changes_nobodys_time(pool: Pool, jump_us: int, hosts: str) -> None:
+    """An administrator sets it right: who runs and who starts later have one time, the one of before."""
+    await pool.is_new()
+    processes = [await pool.process(error, host) for error, host in zip(WRONG, hosts, strict=True)]
+    async with AsyncExitStack() as exits:
+        await all_follow(exits, processes)
+        before = lives_by_ns(processes)
+        await pool.jump(jump_us)
+
+        async def agreed() -> bool:
+            return (await pool.agreed(pool.first))[await pool.run_id(pool.first)] != "0"
+
+        await until(agreed)
+        shift_us = int((await pool.agreed(pool.first))[await pool.run_id(pool.first)])
+        assert abs(shift_us + jump_us) < NEAR_US
+        await until_all_add(processes, shift_us)
+        newcomer = await pool.process((77.0, 50.0), "d")
+        await newcomer.sync.synchronise()
+        assert_same(before, lives_by_ns(processes))
+        assert_same(before[:1], lives_by_ns([newcomer]))
+
+
+@pytest.mark.parametrize("host", ["a", "b"])
+async def test_who_starts_between_a_jump_and_its_discovery_has_the_time_of_the_others(pool: Pool, host: str) -> None:
+    """It sees that they live by another time than TIME tells, and waits until they say so."""
+    await pool.is_new()
+    old = await pool.process(WRONG[1])
+    await old.sync.synchronise()
+    await old.sync._measure()
+    before = lives_by_ns([old])
+    await pool.jump(2_000_000)
+    await old.sync._measure()  # once is chance
+    newcomer = await pool.process((77.0, 50.0), host)
+    starting = asyncio.create_task(newcomer.sync.synchronise())
+    async with old.following(), asyncio.timeout(BOUND_S):
+        await starting
+    assert_same(before, lives_by_ns([newcomer]))
+
+
+async def test_a_host_that_stood_still_does_not_change_the_time_of_the_others(pool: Pool) -> None:
+    """Its own clock is behind, and the others see no jump: it slews, and says so."""
+    await pool.is_new()
+    stood_still, *others = [await pool.process(error, host) for error, host in zip(WRONG, "abc", strict=True)]
+    async with AsyncExitStack() as exits:
+        await all_follow(exits, [stood_still, *others])
+        before = lives_by_ns(others)
+        with capture_logs() as lines:
+            stood_still.clock.local._offset_ns -= 2_000_000_000
+
+            async def said() -> bool:
+                return "clock.disagrees" in [line["event"] for line in lines]
+
+            await until(said)
+        assert_same(before, lives_by_ns(others))
+        assert {one.sync.shift_us for one in [stood_still, *others]} == {0}
+        assert abs(stood_still.clock.error_ns - 2_000_000_000) < NEAR_US * 1_000
+
+
+async def test_a_slow_way_to_the_server_is_no_jump(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late its answers come: what the way may explain is not taken for the clock."""
+    await pool.is_new()
+    one = await pool.process()
+    await one.sync.synchronise()
+    read = TimeSync._read
+
+    async def slowly(sync: TimeSync) -> time_sync._Reading:
+        reading = await read(sync)
+        return reading._replace(received_ns=reading.received_ns + 400_000_000)
+
+    for way in (slowly, read):
+        monkeypatch.setattr(TimeSync, "_read", way)
+        for _ in range(10):
+            await one.sync._measure()
+    assert one.sync.shift_us == 0
+    assert abs(one.off_by_us()) < NEAR_US
+
+
+async def test_a_server_that_lost_what_was_agreed_is_told_again(pool: Pool) -> None:
+    """It is the same server, so nobody would look: whoever starts would take TIME as it is."""
+    await pool.agree_on(pool.first, AHEAD_US)
+    one = await pool.process()
+    await one.sync.synchronise()
+    async with one.following():
+        await (await pool._on(pool.first)).command("FLUSHALL")
+        newcomer = await pool.process((77.0, 50.0), "b")
+        await newcomer.sync.synchronise()
+    assert newcomer.sync.shift_us == AHEAD_US
 
 
 async def test_a_server_with_the_same_time_needs_no_shift(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ async def on_air(store: Store, raw_store: Store, keys: Keys, media: Path) -> Asy
     """Close all runs at the end."""
     clock = CommonClock(LocalClock())
     await begin_time(store, keys)
-    await TimeSync(store, keys, clock).synchronise()
+    await TimeSync(store, keys, clock, "here").synchronise()
     air = Air(store, raw_store, clock, media)
     try:
         yield air

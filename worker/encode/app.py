@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from shared import process
-from shared.clock import CommonClock, LocalClock, unix_ms
+from shared.clock import NS_PER_US, CommonClock, LocalClock, unix_ms
 from shared.errors import ErrorCode, StoreError
 from shared.life import Life
 from shared.logs import get_logger
@@ -43,6 +43,7 @@ class EncodeWorker:
         self._clock = CommonClock(LocalClock(*parse_clock_error(settings.clock_error)))
         self._store = Store(settings.redis_url, ca_file=settings.tls_ca_file)
         self._frames = self._store.sibling(raw=True)
+        self._host = record.host
         self._membership = Membership(self._store, self._keys, record, self._clock.local, life)
         self._reporter = Reporter(self._membership)
         self._capacity = record.capacity
@@ -60,7 +61,7 @@ class EncodeWorker:
         try:
             if not await reach(self._store, stop):
                 return
-            time_sync = TimeSync(self._store, self._keys, self._clock)
+            time_sync = TimeSync(self._store, self._keys, self._clock, self._host)
             await time_sync.synchronise()
             await self._membership.join()
             async with asyncio.TaskGroup() as group:
@@ -96,6 +97,7 @@ class EncodeWorker:
         return WorkerStats(
             at_ns=time.monotonic_ns(),
             sources=len(self._runs),
+            clock_error_us=self._clock.error_ns // NS_PER_US,
             cpu_ns=time.process_time_ns() + sum(process.cpu_ns(pid) for pid in children if pid is not None),
         )
 

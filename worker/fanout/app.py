@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 
-from shared.clock import NS_PER_MS, NS_PER_S, CommonClock, LocalClock, unix_ms
+from shared.clock import NS_PER_MS, NS_PER_S, NS_PER_US, CommonClock, LocalClock, unix_ms
 from shared.errors import ErrorCode, StoreError
 from shared.life import Life
 from shared.logs import get_logger
@@ -99,6 +99,7 @@ class FanoutWorker:
             if settings.frames_redis_url
             else self._store.sibling(raw=True)
         )
+        self._host = record.host
         self._membership = Membership(self._store, self._keys, record, self._clock.local, life)
         self._reporter = Reporter(self._membership)
         self._admission = admission
@@ -156,7 +157,7 @@ class FanoutWorker:
         try:
             if not await reach(self._store, stop):
                 return
-            time_sync = TimeSync(self._store, self._keys, self._clock)
+            time_sync = TimeSync(self._store, self._keys, self._clock, self._host)
             await time_sync.synchronise()
             self._table.head[CLOCK_OFFSET_NS] = self._clock.offset_ns()
             await self._sender.start()
@@ -379,6 +380,7 @@ class FanoutWorker:
             dave_ready_ms_max=voice.ready_ms_max,
             clear_frames_refused=self._builder.unprotected,
             messages_malformed=voice.malformed_messages,
+            clock_error_us=self._clock.error_ns // NS_PER_US,
             lateness_p999_us=lateness_quantile_us(self._table.lateness, 0.999),
             cpu_ns=time.process_time_ns() + int(counters[SENDER_CPU_NS]),
         )
