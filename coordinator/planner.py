@@ -17,6 +17,7 @@ from coordinator.placement import Pace, Room, place
 from coordinator.reconcile import Reconciler
 from coordinator.recovery import Recovery
 from coordinator.registry import Broadcast, Change, Guild, Registry, Worker, released
+from coordinator.waiting import TOLD_AFTER_MS, Waiting
 from shared.clock import unix_ms
 from shared.errors import ErrorCode
 from shared.logs import get_logger
@@ -25,10 +26,10 @@ from shared.schema.records import BroadcastStatus, GuildStatus, WorkerRecord, Wo
 
 GRACE_S = 5.0
 """After an election nobody is judged lost for this long: after an outage all leases are gone at once."""
-_TOLD_AFTER_MS = 5_000
-"""How long something may wait for a worker before that is told."""
 _AT_ONCE = 100
 """Records changed in one script, so that Redis is never held up for long."""
+_TOLD_AT_ONCE = 500
+"""Guilds that are told of in one pass: jobs come in between."""
 IDENTIFIES_PER_S = 100.0
 IDENTIFIES_AT_ONCE = 100
 """Guilds that a worker is given. Handshakes have half of the time, at 3 ms each (`worker/voice/turns.py`): of
@@ -43,6 +44,7 @@ class Planner:
         self._registry = registry
         self._leadership = leadership
         self._recovery = recovery
+        self._waiting = Waiting(registry, recovery)
         self._pace = Pace(IDENTIFIES_PER_S, IDENTIFIES_AT_ONCE)
         self._judges_from_s = time.monotonic() + GRACE_S
 
@@ -86,27 +88,24 @@ class Planner:
 
     async def _ask_for_voice(self) -> None:
         now_s = time.monotonic()
+        self._waiting.look(now_s)
         change = Change(self._registry)
-        for guild in self._mute_guilds():
+        for guild in self._waiting.overdue():
             self._recovery.overdue(guild, now_s, change)
         await change.commit(self._leadership)
-        change = Change(self._registry)  # what was overdue may be over
-        for guild in self._recovery.questions_due(self._mute_guilds(), now_s):
+        self._waiting.look(now_s)  # what was overdue may be over
+        change = Change(self._registry)
+        for guild in self._waiting.to_ask():
             self._recovery.wants_voice(guild, now_s, change)
         await change.commit(self._leadership)
 
-    def _mute_guilds(self) -> list[Guild]:
-        """Guilds that nobody can connect: they have no credentials."""
-        return [guild for guild in self._registry.guilds.values() if guild.spec.voice is None and not guild.worker]
-
     def _rooms(self, role: WorkerRole) -> list[Room]:
-        assigned: dict[str, int] = {}
-        held: list[Guild | Broadcast] = [*self._registry.guilds.values(), *self._registry.broadcasts.values()]
-        for one in held:
-            assigned[one.worker] = assigned.get(one.worker, 0) + 1
         now_s = time.monotonic()
         return [
-            Room(worker.record.id, worker.record.headroom, _held(worker.record), assigned.get(worker.record.id, 0))
+            Room(
+                *(worker.record.id, worker.record.headroom, _held(worker.record)),
+                self._registry.entries_of(worker.record.id),
+            )
             for worker in self._registry.workers.values()
             if worker.record.role == role and worker.leased and not worker.record.gone
             if not self._recovery.is_full(worker.record.id, now_s)
@@ -137,17 +136,13 @@ class Planner:
 
     async def _place_guilds(self) -> None:
         now_s = time.monotonic()
-        ready = [
-            guild
-            for guild in self._registry.guilds.values()
-            if not guild.worker and guild.spec.voice is not None and not self._recovery.holds_back(guild, now_s)
-        ]
-        waiting = [guild.key for guild in sorted(ready, key=self._recovery.due_s)]
+        self._waiting.look(now_s)
         rooms = self._rooms("fanout")
-        placed = place(waiting, rooms, {room.worker: self._pace.left(room.worker, now_s) for room in rooms})
-        # Those for whom there is room, too, only wait for their turn.
-        has_room = max(len(placed), sum(max(0, room.free) for room in rooms))
-        await self._tell_unplaced_guilds([self._registry.guilds[key] for key in waiting[has_room:]])
+        most = {room.worker: self._pace.left(room.worker, now_s) for room in rooms}
+        ready = self._waiting.ready(sum(min(max(0, room.free), most[room.worker]) for room in rooms))
+        placed = place(ready, rooms, most)
+        if not any(room.free > 0 for room in rooms):  # else those who wait only wait for their turn
+            await self._tell_unplaced_guilds(self._waiting.untold(_TOLD_AT_ONCE))
         if not placed:
             return
         for worker, count in Counter(placed.values()).items():
@@ -172,7 +167,7 @@ class Planner:
                 change.drop_broadcast(broadcast)
                 ended = BroadcastStatus(state="ended", at=at)
                 change.event(broadcast_event(broadcast.spec, ended, reason="stopped"))
-            elif status is None or (status.code != ErrorCode.NO_WORKER and at - status.at > _TOLD_AFTER_MS):
+            elif status is None or (status.code != ErrorCode.NO_WORKER and at - status.at > TOLD_AFTER_MS):
                 message = "no encode worker has room: it goes on as soon as one has"
                 stalled = BroadcastStatus(state="stalled", at=at, code=str(ErrorCode.NO_WORKER), message=message)
                 change.put_broadcast(replace(broadcast, status=stalled))
@@ -184,11 +179,8 @@ class Planner:
         for some in _batches(unplaced):
             change = Change(self._registry)
             for guild in some:
-                before, at = guild.status, unix_ms()
-                if before is not None and (before.code == ErrorCode.NO_WORKER or at - before.at < _TOLD_AFTER_MS):
-                    continue
                 message = "no fan-out worker has room: it is placed as soon as one has"
-                status = GuildStatus(state="wanted", at=at, code=str(ErrorCode.NO_WORKER), message=message)
+                status = GuildStatus(state="wanted", at=unix_ms(), code=str(ErrorCode.NO_WORKER), message=message)
                 change.put_guild(replace(guild, status=status))
                 change.event(guild_event(guild.spec, status, "guild.failed"))
             await change.commit(self._leadership)

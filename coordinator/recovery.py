@@ -8,8 +8,7 @@ Source: design section 4, "Voice credentials"; voice protocol reference, section
 from __future__ import annotations
 
 import random
-from collections import Counter, deque
-from collections.abc import Iterable
+from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -142,34 +141,28 @@ class Recovery:
         self._troubles: dict[GuildKey, _Trouble] = {}
         self._full_until_s: dict[str, float] = {}
         """Workers that refused a guild."""
+        self._asked: dict[str, set[GuildKey]] = {}
+        """By bot, whom it was asked for, and perhaps has answered."""
 
     # what is asked of it
-
-    def holds_back(self, guild: Guild, now_s: float) -> bool:
-        """Whether a guild without a worker shall not be placed, nor asked for, yet."""
-        if guild.status is not None and guild.status.final:
-            return True
-        trouble = self._troubles.get(guild.key)
-        return trouble is not None and (trouble.question_open or trouble.due_s > now_s)
 
     def is_full(self, worker: str, now_s: float) -> bool:
         """Whether a worker has just refused a guild, whatever room it told before."""
         return self._full_until_s.get(worker, 0.0) > now_s
 
     def due_s(self, guild: Guild) -> float:
-        """Since when a guild that is not held back may be tried: the order in which guilds have their turns."""
+        """Until when a guild is held back; in the past, since when it may be tried: the order of their turns."""
         trouble = self._troubles.get(guild.key)
         return trouble.due_s if trouble is not None else 0.0
 
-    def questions_due(self, guilds: Iterable[Guild], now_s: float) -> list[Guild]:
-        """Which of the guilds without credentials shall be asked for now: as many as their bots can answer."""
-        is_open = self._questions_open()
-        asked: list[Guild] = []
-        for guild in sorted(guilds, key=self.due_s):
-            if is_open[guild.spec.bot] < QUESTIONS_OPEN and not self.holds_back(guild, now_s):
-                is_open[guild.spec.bot] += 1
-                asked.append(guild)
-        return asked
+    def is_asked(self, key: GuildKey) -> bool:
+        """Whether credentials were asked for and did not come yet; `due_s` is the deadline then."""
+        trouble = self._troubles.get(key)
+        return trouble is not None and trouble.question_open
+
+    def questions_left(self, bot: str) -> int:
+        """For how many guilds more a bot may be asked now."""
+        return QUESTIONS_OPEN - self._questions_open(bot)
 
     # what it is told
 
@@ -290,6 +283,7 @@ class Recovery:
         leave_first = rejoin and (had_some or trouble.unanswered)
         trouble.deadline_ms = self._deadline_ms(guild.spec.bot) if rejoin and not leave_first else ANSWER_WITHIN_MS
         trouble.question_open = True
+        self._asked.setdefault(guild.spec.bot, set()).add(guild.key)
         trouble.due_s = now_s + trouble.deadline_ms / 1_000
         status = GuildStatus(state="voice_wanted", at=unix_ms(), code=cause.code, close_code=cause.close_code)
         change.put_guild(replace(guild, status=status))
@@ -307,11 +301,12 @@ class Recovery:
 
     def _deadline_ms(self, bot: str) -> int:
         """For a bot that is asked to join, with the questions that it has before it."""
-        return min(ANSWER_WITHIN_MS, PLAIN_WITHIN_MS + self._questions_open()[bot] * PER_QUESTION_MS)
+        return min(ANSWER_WITHIN_MS, PLAIN_WITHIN_MS + self._questions_open(bot) * PER_QUESTION_MS)
 
-    def _questions_open(self) -> Counter[str]:
-        """By bot."""
-        return Counter(bot for (bot, _), one in self._troubles.items() if one.question_open)
+    def _questions_open(self, bot: str) -> int:
+        asked = self._asked.get(bot, set())
+        asked -= {key for key in asked if not self.is_asked(key)}
+        return len(asked)
 
     def overdue(self, guild: Guild, now_s: float, change: Change) -> None:
         """Look whether a question for credentials went unanswered: say so, and ask again later or stay out."""

@@ -115,6 +115,7 @@ class Registry:
         self._changes = itertools.count(1)
         self._entries: Counter[str] = Counter()
         """In each worker's want."""
+        self._changed: dict[GuildKey, None] = {}
 
     async def load(self) -> None:
         """Read everything; records that cannot be read are logged and left alone.
@@ -126,7 +127,7 @@ class Registry:
         async for member, fields in self._pages({member: keys.guild(*member.split(":", 1)) for member in members}):
             guild = _read(_guild, fields, member)
             if guild is not None:
-                self.guilds[guild.key] = guild
+                self.keep(guild)
         names = sorted(await self._store.command("SMEMBERS", keys.broadcasts))
         async for name, fields in self._pages({name: keys.broadcast(name) for name in names}):
             broadcast = _read(_broadcast, fields, name)
@@ -144,6 +145,25 @@ class Registry:
             found = await self._store.pipeline([("HGETALL", records[name]) for name in page])
             for name, fields in zip(page, found, strict=True):
                 yield name, fields
+
+    def keep(self, guild: Guild) -> None:
+        """Take over a guild as Redis has it."""
+        self.guilds[guild.key] = guild
+        self._changed[guild.key] = None
+
+    def forget(self, key: GuildKey) -> None:
+        """The guild is gone."""
+        self.guilds.pop(key, None)
+        self._changed[key] = None
+
+    def take_changed(self) -> dict[GuildKey, None]:
+        """Guilds that changed since this was asked last."""
+        changed, self._changed = self._changed, {}
+        return changed
+
+    def entries_of(self, worker: str) -> int:
+        """How many guilds or sources a worker was given."""
+        return self._entries[worker]
 
     def version_after(self, worker: str, more: int) -> WantVersion:
         """The next version of a worker's want, which has so many entries more then."""
@@ -372,14 +392,14 @@ class Change:
         if guild.worker:
             self._want(guild.worker, guild.want_field, guild.want)
         self._move(guild.want_field, before.worker if before is not None else "", guild.worker)
-        self._after.append(lambda: self._registry.guilds.update({guild.key: guild}))
+        self._after.append(lambda: self._registry.keep(guild))
 
     def drop_guild(self, guild: Guild) -> None:
         self._unwant(guild.worker, guild.want_field)
         self._move(guild.want_field, guild.worker, "")
         self.transaction.add("DEL", self._keys.guild(*guild.key))
         self.transaction.add("SREM", self._keys.guilds, ":".join(guild.key))
-        self._after.append(lambda: self._drop(self._registry.guilds, guild.key))
+        self._after.append(lambda: self._registry.forget(guild.key))
 
     def put_broadcast(self, broadcast: Broadcast, *, anew: bool = False) -> None:
         """Store a broadcast's record, and what its encode worker shall do about it; `anew`: as of `put_guild`."""

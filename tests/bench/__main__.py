@@ -16,7 +16,7 @@ ITEMS = (
     *("fanout", "broadcasts", "peers", "seal", "pace", "without_sender", "skew", "mass_join", "encode", "redis_load"),
     "latency",
 )
-ON_DEMAND = ("receive", "soak")
+ON_DEMAND = ("leading", "receive", "soak")
 
 
 def _run(item: str) -> int:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from coordinator import planner as planner_module
+from coordinator import waiting
 from coordinator.election import Leadership
 from coordinator.planner import IDENTIFIES_AT_ONCE, Planner
 from coordinator.reconcile import Reconciler
@@ -161,7 +162,7 @@ async def test_more_guilds_than_one_script_takes_are_placed(pool: Pool) -> None:
 
 async def test_a_herd_of_guilds_is_given_out_at_a_pace(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker is given no more at once than it can connect; the rest follows, and nobody is told of a lack of room."""
-    monkeypatch.setattr(planner_module, "_TOLD_AFTER_MS", -1)
+    monkeypatch.setattr(waiting, "TOLD_AFTER_MS", -1)
     planner = await pool.lead()
     await pool.worker("a", capacity=1_000)
     await pool.guilds(2 * IDENTIFIES_AT_ONCE + 1)
@@ -178,7 +179,7 @@ async def test_a_herd_of_guilds_is_given_out_at_a_pace(pool: Pool, monkeypatch: 
 
 async def test_a_guild_for_which_there_is_no_room_says_so(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only those that do not fit are told of, once each."""
-    monkeypatch.setattr(planner_module, "_TOLD_AFTER_MS", -1)
+    monkeypatch.setattr(waiting, "TOLD_AFTER_MS", -1)
     planner = await pool.lead()
     await pool.worker("a", capacity=2)
     await pool.guilds(3)
@@ -296,7 +297,7 @@ async def test_a_guild_that_all_refuse_waits_and_is_placed_when_there_is_room(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says so once, nobody is asked in between, and however often: no attempt is used up."""
-    monkeypatch.setattr(planner_module, "_TOLD_AFTER_MS", -1)
+    monkeypatch.setattr(waiting, "TOLD_AFTER_MS", -1)
     planner = await pool.lead()
     await pool.worker("a")
     await pool.guilds(1)
@@ -351,7 +352,7 @@ async def test_guilds_go_to_fanout_workers_and_sources_to_encode_workers(pool: P
 
 async def test_a_source_that_nobody_can_hold_is_told_each_time(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once while it waits, and again after somebody held it in between."""
-    monkeypatch.setattr(planner_module, "_TOLD_AFTER_MS", -1)
+    monkeypatch.setattr(planner_module, "TOLD_AFTER_MS", -1)
     planner = await pool.lead()
     await pool.broadcast()
     for times in (1, 2):

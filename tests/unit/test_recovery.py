@@ -27,6 +27,7 @@ from coordinator.recovery import (
     action_after,
 )
 from coordinator.registry import Change, Guild, Registry
+from coordinator.waiting import Waiting
 from shared.clock import unix_ms
 from shared.errors import ErrorCode
 from shared.protocol.close_codes import CLOSE_CODES, Action
@@ -112,13 +113,10 @@ class Scene:
 
     @property
     def held_s(self) -> float:
-        """How long from now the guild is held back, to a hundredth of a second."""
-        low, high = 0.0, LONG_S
-        while high - low > 0.01:
-            middle = (low + high) / 2
-            held = self.recovery.holds_back(self.guild, self.now_s + middle)
-            low, high = (middle, high) if held else (low, middle)
-        return high if self.recovery.holds_back(self.guild, self.now_s) else 0.0
+        """How long from now the guild is held back, where no answer comes."""
+        if self.recovery.is_asked(self.guild.key) or (self.guild.status is not None and self.guild.status.final):
+            return LONG_S
+        return max(0.0, self.recovery.due_s(self.guild) - self.now_s)
 
     def passes(self, seconds: float) -> None:
         self.now_s += seconds
@@ -135,15 +133,22 @@ class Scene:
         if self.guild.worker:
             return told
         if self.guild.spec.voice is None:
-            for guild in self.recovery.questions_due([self.guild], self.now_s):
+            for guild in self._waiting().to_ask():
                 asked = self._carry_out(
                     lambda change, guild=guild: self.recovery.wants_voice(guild, self.now_s, change)  # type: ignore[misc]
                 )
                 told += asked
                 self.attempts_s += [self.now_s for event in asked if event.rejoin]
-        elif not self.recovery.holds_back(self.guild, self.now_s):
+        elif self._waiting().ready(1):
             self.guild = replace(self.guild, worker="w", generation=self.guild.generation + 1)
         return told
+
+    def _waiting(self) -> Waiting:
+        registry = Registry(Store("unix:///nowhere"), KEYS)
+        registry.keep(self.guild)
+        waiting = Waiting(registry, self.recovery)
+        waiting.look(self.now_s)
+        return waiting
 
     def renew(self, voice: VoiceRecord | None = VOICE) -> float:
         """The user's word: `guild.voice`, or a `guild.join` without credentials."""
@@ -465,7 +470,7 @@ def test_one_guilds_failures_hold_back_no_other() -> None:
     scene = Scene()
     scene.fail()
     other = Guild(msgspec.structs.replace(SPEC, guild="223456789012345678"))
-    assert not scene.recovery.holds_back(other, scene.now_s)
+    assert Scene(other, scene.recovery).held_s == 0.0
 
 
 # caps
@@ -794,14 +799,23 @@ def test_a_bot_is_asked_for_no_more_guilds_than_it_can_answer() -> None:
 
     many = [mute(number) for number in range(3 * QUESTIONS_OPEN)]
     guilds = [scene.guild for scene in many]
-    asked = recovery.questions_due(guilds, 0.0)
-    assert asked == guilds[:QUESTIONS_OPEN]
+    registry = Registry(Store("unix:///nowhere"), KEYS)
+    waiting = Waiting(registry, recovery)
+
+    def to_ask() -> list[Guild]:
+        for scene in many:
+            registry.keep(scene.guild)
+        waiting.look(many[0].now_s)
+        return waiting.to_ask()
+
+    assert to_ask() == guilds[:QUESTIONS_OPEN]
     for scene in many[:QUESTIONS_OPEN]:
         scene.step()
-    assert recovery.questions_due(guilds, many[0].now_s) == []
-    assert recovery.questions_due([mute(0, "other").guild], many[0].now_s)
+    assert to_ask() == []
+    many.append(mute(0, "other"))
+    assert to_ask() == [many[-1].guild]
     many[3].renew()
-    assert recovery.questions_due(guilds[QUESTIONS_OPEN:], many[0].now_s) == [guilds[QUESTIONS_OPEN]]
+    assert to_ask() == [guilds[QUESTIONS_OPEN], many[-1].guild]
 
 
 # a new leader
