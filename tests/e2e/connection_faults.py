@@ -141,6 +141,25 @@ async def closed_at_resume(room: Room) -> None:
     await room.renewed()
 
 
+@case(Due.RESUMED)
+async def credentials_good_for_one_session_resumed(room: Room) -> None:
+    """Who has a session is to resume it: an Identify with the same credentials would be refused."""
+    await room.fault("credentials_once")
+    await room.play()
+    await room.fault("hello_late", ms=1_000)
+    await room.fault("drop")
+    await room.resumed()
+
+
+@case(Due.ASKED)
+async def credentials_good_for_one_session_spent(room: Room) -> None:
+    """The session ends before it stands, and they are good for no other one."""
+    await room.fault("credentials_once")
+    await room.fault("close_at", step="ready", code=4015)
+    await room.ask_to_join()
+    await room.renewed()
+
+
 @case(Due.ASKED, kind="stage")
 async def resumed_too_late_for_what_was_missed(room: Room) -> None:
     """The server keeps a thousand messages; more came while we were away."""

@@ -109,6 +109,19 @@ async def two_proposals_in_one_epoch(room: Room) -> None:
 
 
 @case(Due.NOTHING)
+async def proposals_that_come_late_and_together(room: Room) -> None:
+    """Who comes, comes and goes, and goes within half a second is one commit."""
+    await room.play()
+    first = await room.join_member()
+    await room.heard_by(first)
+    await room.fault("batch", ms=500)
+    second, passing = await room.join_member(), await room.join_member()
+    await room.leave_member(first)
+    await room.leave_member(passing)
+    await room.heard_by(second)
+
+
+@case(Due.NOTHING)
 async def commit_announced_twice(room: Room) -> None:
     await room.play()
     await room.fault("commit_twice")

@@ -97,6 +97,12 @@ class RejectFault(_Fault, tag="reject"):
     code: int
 
 
+class CredentialsOnceFault(_Fault, tag="credentials_once"):
+    """Refuse an Identify with credentials that had a session already, until `on` is false: they are to be resumed."""
+
+    on: bool = True
+
+
 class CloseAtFault(_Fault, tag="close_at"):
     """Close with a code when the client next does something, op 1, 5, 3 or 7, or after the next op 2 or 4."""
 
@@ -229,6 +235,12 @@ class ProposalFault(_Fault, tag="proposal"):
     wrong: Literal["user", "epoch"]
 
 
+class BatchFault(_Fault, tag="batch"):
+    """Have proposals of the channel's group (op 27) wait so long for others, until the next such fault."""
+
+    ms: int
+
+
 class TwoProposalsFault(_Fault, tag="two_proposals"):
     """Add two ghosts by two op 27 in one epoch."""
 
@@ -295,6 +307,7 @@ Fault = (
     | HelloIntervalFault
     | CloseOnConnectFault
     | RejectFault
+    | CredentialsOnceFault
     | CloseAtFault
     | NoAckFault
     | ServerHeartbeatFault
@@ -314,6 +327,7 @@ Fault = (
     | StrayFault
     | ExternalSenderFirstFault
     | ProposalFault
+    | BatchFault
     | TwoProposalsFault
     | CommitTwiceFault
     | DamageFault
@@ -374,6 +388,7 @@ class PendingFaults:
     modes: list[str] | None = None
     ready_ip: str | None = None
     reject: int | None = None
+    credentials_once: bool = False
     close_at: dict[Step, int] = field(default_factory=dict)
     no_ack: bool = False
     first_seq: int = 1

@@ -18,11 +18,13 @@ from tests.emulator.downlink import Bends, Downlink, Source
 from tests.emulator.endpoint import Endpoint, Endpoints
 from tests.emulator.faults import (
     AwayFault,
+    BatchFault,
     ClientsUnlistedFault,
     CloseAtFault,
     CloseFault,
     CloseOnConnectFault,
     CommitTwiceFault,
+    CredentialsOnceFault,
     DamageFault,
     DiscoveryLoseFirstFault,
     DiscoverySilentFault,
@@ -306,9 +308,12 @@ class VoiceServer:
         if message.user_id != seat.user:
             raise Refused(Close.SESSION_INVALID, "unknown user")
         seat.faults.check_identify()
+        if seat.used and seat.faults.credentials_once:
+            raise Refused(Close.SESSION_INVALID, "Session is no longer valid.")
         if seat.channel.kind == "voice" and message.max_dave_protocol_version < 1:
             raise Refused(Close.DAVE_REQUIRED, "E2EE/DAVE protocol required")
         self._replace(seat)
+        seat.used = True
         rows = self._rows_for(seat.guild)
         try:
             row, displaced = rows.take()
@@ -577,6 +582,8 @@ class VoiceServer:
                 channel.dispatch(group.upgrade())
             case EpochRestartFault():
                 channel.dispatch(group.restart())
+            case BatchFault(ms=ms):
+                group.batch_s = ms / 1000
             case TwoProposalsFault():
                 for _ in range(2):
                     channel.set_ghosts(len(channel.ghosts) + 1)
@@ -687,6 +694,8 @@ def _await_next(seat: Seat, fault: Fault) -> bool:
     match fault:
         case RejectFault(code=code):
             faults.reject = code
+        case CredentialsOnceFault(on=on):
+            faults.credentials_once = on
         case CloseAtFault(step=step, code=code):
             faults.close_at[step] = code
         case NoAckFault(on=on):

@@ -138,6 +138,8 @@ class Seat:
     channel: "Channel"
     session_id: str = ""
     token: str = ""
+    used: bool = False
+    """A session began with these credentials."""
     faults: PendingFaults = field(default_factory=PendingFaults)
 
     @property
@@ -148,7 +150,7 @@ class Seat:
 
     def renew(self, channel: "Channel", session_id: str | None = None) -> None:
         """Draw fresh credentials; a main session has an id already."""
-        self.channel = channel
+        self.channel, self.used = channel, False
         self.session_id = session_id or secrets.token_hex(16)
         self.token = secrets.token_hex(16)
 

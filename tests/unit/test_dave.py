@@ -169,6 +169,7 @@ def test_a_downgrade_comes_into_force_with_its_execution_and_is_counted() -> Non
 def test_a_downgrade_is_refused_where_encryption_is_required() -> None:
     """Nothing leaves until the server has returned to encryption; it is counted all the same."""
     member = ProductMember(US, CHANNEL, required=True)
+    member.connected([OTHER])
     member.start()
     member.hear(21, {"transition_id": 9, "protocol_version": 0})
     member.hear(22, {"transition_id": 9})
@@ -179,6 +180,26 @@ def test_a_downgrade_is_refused_where_encryption_is_required() -> None:
     member.hear(21, {"transition_id": 10, "protocol_version": 1})
     member.hear(22, {"transition_id": 10})
     assert not member.dave.refused
+
+
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_alone_a_downgrade_is_no_alarm_until_somebody_hears_it(required: bool, comes_back: bool) -> None:
+    """A call of one may go on without encryption; it is upgraded when somebody comes, or it is told then."""
+    member = ProductMember(US, CHANNEL, required=required)
+    member.start()
+    member.hear(21, {"transition_id": 9, "protocol_version": 0})
+    member.hear(22, {"transition_id": 9})
+    assert (member.dave.refused, member.counters.downgrades) == (required, 0)
+    member.connected([OTHER])
+    if comes_back:
+        member.hear(24, {"epoch": 1, "protocol_version": 1})
+        member.hear(21, {"transition_id": 10, "protocol_version": 1})
+        member.hear(22, {"transition_id": 10})
+    member.wait()
+    assert (member.dave.refused, member.counters.downgrades) == (required and not comes_back, int(not comes_back))
+    member.wait()
+    assert member.counters.downgrades == int(not comes_back)
 
 
 def test_a_session_that_begins_without_encryption_is_no_downgrade() -> None:

@@ -174,6 +174,8 @@ class Dave:
         """A version of 1 or more was in force once."""
         self.refused = False
         """The server ordered to go on without encryption, and that is not done: nothing leaves until it returns."""
+        self._downgraded = False
+        """Such an order came, and nobody said so: who is alone is heard by nobody (section 11, 9)."""
 
     @property
     def mls_epoch(self) -> int | None:
@@ -213,6 +215,8 @@ class Dave:
         self._others = others
         if newcomers:
             self._try_again()
+            if self._downgraded:  # what is due now is the way back
+                self._call_later(EXECUTED_WITHIN_S, self._note_downgrade)
         self._drop_keys_for_nobody()
         self._wait_or_not()
 
@@ -276,6 +280,7 @@ class Dave:
         self._untaken.clear()
         self._forget_refused()
         self._group.forget()
+        self._downgraded = False
         self._call_later = _never
 
     async def _work(self) -> None:
@@ -563,11 +568,12 @@ class Dave:
     def _execute(self, version: int, keys: _Keys | None) -> None:
         """Have a version, and keys, come into force; never keys that were made before those in force."""
         if not version and self.version:
-            self._counters.downgrades += 1
-            self._log.warning("dave.downgraded", refused=self._required)
             self.refused = self._required
+            self._downgraded = True
+            if self._others:
+                self._note_downgrade()
         elif version:
-            self.refused = False
+            self.refused = self._downgraded = False
         self.version = self._described = version
         self.was_encrypted |= version > 0
         self._let_clear_frames_pass()
@@ -580,6 +586,13 @@ class Dave:
             self._counters.epochs += 1
         self._drop_keys_for_nobody()
         self._wait_or_not()
+
+    def _note_downgrade(self) -> None:
+        """Say that others hear us without encryption, or not at all, unless that is over."""
+        if self._downgraded and self._others:
+            self._downgraded = False
+            self._counters.downgrades += 1
+            self._log.warning("dave.downgraded", refused=self._required)
 
     def _let_clear_frames_pass(self, within_s: float = _OLD_KEYS_S) -> None:
         """Have receivers take frames in the clear, or no more after a while, as it is due."""

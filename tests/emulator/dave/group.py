@@ -129,6 +129,8 @@ class DaveGroup:
         self.version = PROTOCOL_VERSION
         self.mls_epoch: int | None = None
         self.commits_dropped = 0
+        self.batch_s = 0.0
+        """Changes of so long a time are proposed together."""
         self._clock = clock
         self._creation_id_zero = creation_id_zero
         self._upgrading = False
@@ -137,6 +139,7 @@ class DaveGroup:
         self._outstanding: dict[bytes, _Outstanding] = {}
         self._transition: _Transition | None = None
         self._last_transition_id = 0
+        self._gathers_until_s: float | None = None
 
     # what is
 
@@ -155,7 +158,9 @@ class DaveGroup:
         """When `tick` has something to do."""
         if self._transition is not None:
             return self._transition.deadline_s
-        holds = (who.hold_until_s for who in self._participants.values() if who.hold_until_s is not None)
+        holds = [who.hold_until_s for who in self._participants.values() if who.hold_until_s is not None]
+        if self._gathers_until_s is not None:
+            holds.append(self._gathers_until_s)
         return min(holds, default=None)
 
     def told(self, user: str) -> Told:
@@ -298,11 +303,22 @@ class DaveGroup:
                     self._disband()
                 elif len(self._participants) == 1 and len(self._leaves) > 1:
                     return self._reset_sole_member()
-            for each in self._new_proposals():
+            new = self._new_proposals()
+            for each in [] if self._gathers(new) else new:
                 self._outstanding[each.proposal.reference] = each
                 for who in each.recipients:
                     due.setdefault(who, []).append(each)
         return [_append(who, due[who]) for who in self._active() if who in due]
+
+    def _gathers(self, new: list[_Outstanding]) -> bool:
+        """Whether proposals wait for those that may come to them (reference section 11, 2)."""
+        if not self.batch_s or not new:
+            return False
+        if self._gathers_until_s is None:
+            self._gathers_until_s = self._clock() + self.batch_s
+        elif self._clock() >= self._gathers_until_s:
+            self._gathers_until_s = None
+        return self._gathers_until_s is not None
 
     def _new_proposals(self) -> list[_Outstanding]:
         """Removes first: an Add of the same user comes after them in any order of commit."""

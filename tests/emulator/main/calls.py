@@ -15,8 +15,8 @@ from tests.emulator.main.world import Account, Channel, Guild, NoSuchCallError, 
 from tests.emulator.records import Voice
 from tests.emulator.session import VoiceSession
 
-DISCONNECTED = 4014
-"""Close code of the voice gateway for whoever is no longer in the call."""
+DISCONNECTED, TERMINATED = 4014, 4022
+"""Close codes of the voice gateway for whoever is no longer in the call; the second one, where nobody is left in it."""
 _NEWS_MS = 50
 """How long it takes until the voice servers know of a leave: a client's own close may come first."""
 
@@ -130,9 +130,12 @@ class Calls:
             raise NoSuchCallError(f"{len(states)} users of guild {guild!r} are meant, not one")
         return states[0]
 
-    def kick(self, state: VoiceState, order: CloseOrder, code: int, gap_ms: int) -> None:
+    def kick(self, state: VoiceState, order: CloseOrder, code: int | None, gap_ms: int) -> None:
         """Disconnect a user."""
         line = self._voice.line(state.guild, state.user_id)
+        if code is None:
+            inside = [each for each in self._world.states_in(state.guild) if each.channel == state.channel]
+            code = DISCONNECTED if len(inside) > 1 else TERMINATED
 
         def tell() -> None:
             if self._world.state(state.guild, state.user_id) is state:  # else the bot joined anew in the meantime

@@ -43,10 +43,13 @@ class IgnoreRejoinFault(_GuildFault, tag="ignore_rejoin"):
 
 
 class KickFault(_MemberFault, tag="kick"):
-    """Disconnect a bot from its call; `gap_ms` lies between the event and the close."""
+    """Disconnect a bot from its call; `gap_ms` lies between the event and the close.
+
+    Without a code it is 4014, or 4022 for who was alone (reference section 11, 8).
+    """
 
     order: CloseOrder = "events_first"
-    code: int = 4014
+    code: int | None = None
     gap_ms: int = 50
 
 
@@ -130,7 +133,7 @@ MainFault = GuildFault | SessionFault
 def read_fault(body: bytes) -> MainFault:
     """Decode the body of `POST /gateway/faults`. Raises: msgspec.DecodeError: says which kind or field is wrong."""
     fault: MainFault = msgspec.json.decode(body, type=MainFault)
-    code = getattr(fault, "code", 1000)
-    if not (code == 1000 or 3000 <= code <= 4999):
+    code = getattr(fault, "code", None)
+    if code is not None and not (code == 1000 or 3000 <= code <= 4999):
         raise msgspec.ValidationError("Expected a close code: 1000 or 3000..4999 - at `$.code`")
     return fault
