@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.bench.peers.cargo_lock import dress, strip
 
@@ -41,6 +44,22 @@ def test_a_lock_holds_no_address(lock: str) -> None:
     text = (ROOT / lock).read_text()
     assert LOCKS[lock] in text
     assert "://" not in text
+
+
+def test_the_lock_is_what_the_project_asks_for() -> None:
+    """A bound that is drawn closer, and a lock that is not made anew, would part the two unseen."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    locked = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    asked = [Requirement(one) for one in (*project["dependencies"], *project["optional-dependencies"]["dev"])]
+    names = {one.name: re.sub(r"[-_.]+", "-", one.name).lower() for one in asked}
+    assert [one for one in asked if not one.specifier.contains(locked[names[one.name]])] == []
+
+
+def test_a_private_library_object_is_bound_above() -> None:
+    """What is called through a private name may be elsewhere in the next minor release."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (pynacl,) = [Requirement(one) for one in project["dependencies"] if one.startswith("PyNaCl")]
+    assert any(bound.operator == "<" for bound in pynacl.specifier)
 
 
 def test_cargo_gets_back_what_it_wrote() -> None:
