@@ -25,6 +25,7 @@ from shared.schema.records import GuildWant, SourceWant
 from shared.schema.wake import LOOK
 from shared.schema.want_version import HELD_STORE, is_whole, read_version
 from shared.store.client import Store
+from shared.text import in_words
 
 LOOK_EVERY_S = 1.0
 _SAYS_MORE_WITHIN_S = 10.0
@@ -123,7 +124,7 @@ class Reconciler:
                 else:
                     adopted += self._adopt_source(worker, msgspec.json.decode(body, type=SourceWant), change)
             except msgspec.MsgspecError as error:
-                get_logger().error("held.unreadable", worker=worker, want=field, error=str(error))
+                get_logger().error("held.unreadable", worker=worker, want=field, error=in_words(error))
         return adopted
 
     def _adopt_guild(self, worker: str, want: GuildWant, change: Change) -> bool:

@@ -32,6 +32,7 @@ from shared.schema.wake import wake_word
 from shared.schema.want_version import FIELD, WantVersion
 from shared.store.client import Store
 from shared.store.keys import Keys
+from shared.text import in_words
 
 GuildKey = tuple[str, str]
 _Held = TypeVar("_Held")
@@ -251,7 +252,7 @@ def _read(read: Callable[[dict[str, str]], _Held], fields: dict[str, str], name:
     try:
         return read(fields)
     except (KeyError, ValueError, msgspec.MsgspecError) as error:
-        get_logger().error("record.unreadable", record=name, error=str(error))
+        get_logger().error("record.unreadable", record=name, error=in_words(error))
         return None
 
 

@@ -27,6 +27,7 @@ from pydantic_settings import (
 )
 
 from shared.errors import ConfigError
+from shared.text import in_words
 from shared.voice_servers import VOICE_HOSTS, parse_hosts, parse_networks
 
 PREFIX = "GUILDCAST_"
@@ -88,7 +89,9 @@ def _ca_file(value: Path | None) -> Path | None:
         try:
             ssl.create_default_context(cafile=value)
         except OSError as error:  # SSLError is one
-            raise ValueError(f"{error.strerror or error}, allowed: a readable file of certificates (PEM)") from None
+            raise ValueError(
+                f"{error.strerror or in_words(error)}, allowed: a readable file of certificates (PEM)"
+            ) from None
     return value
 
 
@@ -232,7 +235,7 @@ def load_settings() -> Settings:
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{CONFIG_FILE}: {path!r}: {error}") from None
+        raise ConfigError(f"{CONFIG_FILE}: {path!r}: {in_words(error)}") from None
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 MOST_CHARS = 500
+_BETWEEN_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+"""Of a class name."""
 
 
 def cut(text: str) -> str:
@@ -11,3 +15,8 @@ def cut(text: str) -> str:
         return text
     rest = f" .. ({len(text)} characters)"
     return text[: MOST_CHARS - len(rest)] + rest
+
+
+def in_words(error: BaseException) -> str:
+    """What an exception says, or its class in words: time-outs, resets and cancellations often say nothing."""
+    return str(error).strip() or _BETWEEN_WORDS.sub(" ", type(error).__name__).lower()

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from shared.logs import get_logger
+from shared.text import in_words
 
 _Want = TypeVar("_Want", bound=msgspec.Struct)
 
@@ -56,5 +57,5 @@ class Wanted(Generic[_Want]):
                 wants[name] = self._decoder.decode(body)
             except msgspec.MsgspecError as error:  # it must not cost the others their worker
                 wants.pop(name, None)
-                get_logger().error("want.malformed", want=name, error=str(error))
+                get_logger().error("want.malformed", want=name, error=in_words(error))
         self.wants = wants

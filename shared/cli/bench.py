@@ -17,6 +17,7 @@ from rich.table import Table
 
 from shared.capacity import MEASURED_SHARE, PACKETS_PER_S, Capability, Measured, guilds_within, limits
 from shared.settings import Settings
+from shared.text import in_words
 
 _ROOT = Path(__file__).resolve().parents[2]
 _AT_LEAST_S = 30.0
@@ -135,7 +136,7 @@ def bench_here(settings: Settings, seconds: float) -> int:
         console.print(f"[red]guildcast bench: nothing could be measured: {lines[-1]}[/red]", highlight=False)
         return 1
     except (subprocess.SubprocessError, msgspec.MsgspecError) as error:
-        console.print(f"[red]guildcast bench: nothing could be measured: {error}[/red]", highlight=False)
+        console.print(f"[red]guildcast bench: nothing could be measured: {in_words(error)}[/red]", highlight=False)
         return 1
     except KeyboardInterrupt:
         return 130

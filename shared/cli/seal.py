@@ -8,6 +8,7 @@ from shared.errors import ConfigError
 from shared.schema.job import Voice
 from shared.seal import Seal
 from shared.settings import Settings
+from shared.text import in_words
 
 
 def seal_for_job(settings: Settings, text: str, bot: str, guild: str) -> str:
@@ -24,6 +25,6 @@ def seal_for_job(settings: Settings, text: str, bot: str, guild: str) -> str:
         voice = msgspec.json.decode(text, type=Voice)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ConfigError(
-            f"standard input: {error}, allowed: user_id, session_id, token and endpoint as JSON"
+            f"standard input: {in_words(error)}, allowed: user_id, session_id, token and endpoint as JSON"
         ) from None
     return str(Seal(settings.seal_key.get_secret_value()).seal_voice(voice, bot, guild))

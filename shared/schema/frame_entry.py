@@ -14,6 +14,7 @@ from enum import IntFlag
 from typing import NamedTuple
 
 from shared.errors import ErrorCode, ProtocolError
+from shared.text import in_words
 
 VERSION = 1
 FIELD = "f"
@@ -84,7 +85,7 @@ def unpack(entry_id: str, body: bytes) -> FrameEntry:
         if at > len(body):
             raise ValueError("shorter than its lengths say")
     except (ValueError, struct.error) as error:
-        raise ProtocolError(f"frame entry {entry_id}: {error}", code=ErrorCode.MALFORMED_MESSAGE) from None
+        raise ProtocolError(f"frame entry {entry_id}: {in_words(error)}", code=ErrorCode.MALFORMED_MESSAGE) from None
     if version != VERSION or epoch_us % TICK_US:
         raise ProtocolError(f"frame entry {entry_id}: version {version}, epoch_us {epoch_us}")
     return FrameEntry(term, first_index, epoch_us, item, position_samples, packets, Flags(flags))

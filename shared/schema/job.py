@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from shared.errors import ErrorCode, JobError
 from shared.schema.records import OpusRecord, SourceRecord, VoiceRecord
+from shared.text import in_words
 from shared.voice_servers import ENDPOINT_PATTERN
 
 Snowflake = Annotated[
@@ -250,7 +251,7 @@ def decode_job(body: str) -> Job:
     try:
         msgspec.json.decode(body, type=dict[str, Any])
     except UNREADABLE as error:
-        raise JobError(f"not a JSON object: {error}", code=ErrorCode.JOB_UNREADABLE) from None
+        raise JobError(f"not a JSON object: {in_words(error)}", code=ErrorCode.JOB_UNREADABLE) from None
     try:
         return _decoder.decode(body)
     except msgspec.MsgspecError as error:

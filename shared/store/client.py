@@ -22,6 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from shared.errors import StaleId, StoreError, StoreUnavailable
+from shared.text import in_words
 
 CALL_TIMEOUT_S = 2.0
 _STALE_ID = ("equal or smaller than the target stream top item", "exhausted the last possible ID")
@@ -52,13 +53,13 @@ def _our_errors() -> Iterator[None]:
         exceptions.OutOfMemoryError,
         OSError,
     ) as error:
-        raise StoreUnavailable(str(error) or type(error).__name__) from error
+        raise StoreUnavailable(in_words(error)) from error
     except exceptions.RedisError as error:
         if _READ_ONLY in str(error):
-            raise StoreUnavailable(str(error)) from error
+            raise StoreUnavailable(in_words(error)) from error
         if any(words in str(error) for words in _STALE_ID):
-            raise StaleId(str(error)) from error
-        raise StoreError(str(error)) from error
+            raise StaleId(in_words(error)) from error
+        raise StoreError(in_words(error)) from error
 
 
 def _from_a_replica(error: BaseException | None) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import ssl
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -555,6 +556,27 @@ async def test_a_join_waits_for_a_server_that_is_away_for_a_moment(line: Line) -
     """As long as a restart of an edge takes, and not for ever."""
     async with line.open("away", {"ms": 1_500}):
         assert line.connection.resumes == 0
+
+
+async def test_a_server_that_never_answers_is_told_with_a_reason(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time-out has no text of its own, and a message that ends with a colon helps nobody."""
+    monkeypatch.setattr(connection, "CONNECT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(connection, "JOIN_WITHIN_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, and nobody speaks TLS
+        endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
+        one = VoiceConnection(
+            Credentials(GUILD, CHANNEL, "1", "session", "token"),
+            endpoint,
+            shared=line.shared,
+            lease_port=line.sockets.lease,
+            may_open=lambda: asyncio.sleep(0),
+            owner=line,
+            speaking=1,
+        )
+        with pytest.raises(VoiceError) as caught:
+            await one.run()
+    assert caught.value.code == ErrorCode.VOICE_UNREACHABLE
+    assert caught.value.message == f"wss://{endpoint}/?v=8: timeout error"
 
 
 async def test_a_server_that_comes_back_with_another_word_is_believed(line: Line) -> None:

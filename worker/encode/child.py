@@ -24,6 +24,7 @@ import msgspec
 
 from shared.errors import ErrorCode, GuildcastError
 from shared.life import Life
+from shared.text import in_words
 from worker.encode.decode import Hooks, decode
 from worker.encode.opus import OpusEncoder
 from worker.encode.pcm import FRAME_SAMPLES, peak_db
@@ -180,7 +181,7 @@ def main() -> int:
             try:
                 order = read_order(order_fd)
             except msgspec.MsgspecError as error:
-                writer.write(pack_error(ErrorCode.CONFIG_INVALID, f"unreadable order: {error}"))
+                writer.write(pack_error(ErrorCode.CONFIG_INVALID, f"unreadable order: {in_words(error)}"))
             else:
                 run(order, writer, Reporting(writer, order_fd))
             signal.sigwait({NEXT_ORDER})

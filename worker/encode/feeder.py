@@ -19,6 +19,7 @@ from shared.errors import ErrorCode, SourceError
 from shared.logs import get_logger
 from shared.schema.job import SourceKind
 from shared.schema.records import SourceRecord
+from shared.text import in_words
 from worker.encode.nature import Nature
 from worker.encode.records import Looks
 from worker.encode.retries import Retries
@@ -113,7 +114,9 @@ class Feeder:
                 if self.child is not None and not self.child.waits:
                     await self._let_go()
         except (SourceError, OSError) as failure:  # OSError: no process or pipe to be had, or none to be got rid of
-            error = failure if isinstance(failure, SourceError) else SourceError(f"encoding process: {failure}")
+            error = (
+                failure if isinstance(failure, SourceError) else SourceError(f"encoding process: {in_words(failure)}")
+            )
         if not error.retryable:
             return Ended(error)
         now_s = time.monotonic()

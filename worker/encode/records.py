@@ -27,6 +27,7 @@ from msgspec import Meta
 from shared.errors import MalformedPacket
 from shared.schema.job import SourceKind, Strict
 from shared.schema.records import OpusRecord
+from shared.text import in_words
 
 MAX_BODY_BYTES = 0xFFFF
 """Largest body: the length is 16 bits wide."""
@@ -145,7 +146,7 @@ def pack(
         return _HEADER.pack(kind, rendition, level_db, len(body), item, position_samples) + body
     except struct.error as error:
         raise ValueError(
-            f"record of {len(body)} bytes, item {item}, position {position_samples} does not fit: {error}"
+            f"record of {len(body)} bytes, item {item}, position {position_samples} does not fit: {in_words(error)}"
         ) from error
 
 
@@ -217,4 +218,4 @@ def _unpacked(body: bytes, kind: type[_Body]) -> _Body:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.MsgspecError as error:
-        raise MalformedPacket(f"unreadable record of {kind.__name__}: {error}") from error
+        raise MalformedPacket(f"unreadable record of {kind.__name__}: {in_words(error)}") from error

@@ -21,6 +21,7 @@ from shared.life import Life, Watch
 from shared.logs import get_logger
 from shared.protocol.opus import check_frame
 from shared.tasks import to_its_end
+from shared.text import in_words
 from worker.encode.records import (
     BEAT_EVERY_S,
     HEADER_BYTES,
@@ -249,7 +250,7 @@ class SourceChild:
                         self._frame_timeout_s = max(self._frame_timeout_s, pause_s * _PAUSES + _PAUSE_MORE_S)
                     return told
                 except (MalformedPacket, ValueError) as error:
-                    raise self._failed(f"the encoding process wrote what is no frame: {error}") from error
+                    raise self._failed(f"the encoding process wrote what is no frame: {in_words(error)}") from error
 
     async def close(self) -> None:
         """Kill the child, reap it, close the pipe; may be called again, at any time. Cancelled, it reaps all the same.

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from shared.errors import ErrorCode, SourceError
+from shared.text import in_words
 from shared.urls import shown
 from worker.encode.answer import READ_BYTES, Answer
 
@@ -342,7 +343,7 @@ def _asking_failed(error: BaseException, url: str) -> SourceError:
         message = f"{shown(url)}: its certificate is not trusted: {error.verify_message}"
         return SourceError(message, code=ErrorCode.SOURCE_CERTIFICATE)
     if isinstance(error, ssl.SSLError):
-        message = f"{shown(url)}: no encrypted connection: {error.reason or error}"
+        message = f"{shown(url)}: no encrypted connection: {error.reason or in_words(error)}"
         return SourceError(message, code=ErrorCode.SOURCE_CERTIFICATE)
     if isinstance(error, socket.gaierror):
         message = f"{shown(url)}: there is no host of this name: {error.strerror}"

@@ -38,6 +38,7 @@ from shared.logs import get_logger
 from shared.process import raise_file_limit, usable_cores
 from shared.protocol.transport_crypto import AES_GCM, KEY_BYTES, XCHACHA
 from shared.settings import Settings
+from shared.text import in_words
 from worker.fanout.admission import Admission
 from worker.fanout.build import Builder, Lane, Target
 from worker.fanout.grid import SLOTS
@@ -216,7 +217,7 @@ async def _measured_capacity(cores: float) -> int:
         try:
             (found,) = await asyncio.wrap_future(work)
         except (OSError, VoiceError) as error:
-            log.warning("capacity.unmeasured", error=str(error), capacity=_UNMEASURED)
+            log.warning("capacity.unmeasured", error=in_words(error), capacity=_UNMEASURED)
             return _UNMEASURED
     capacity = min(_MOST, guilds_within(found.cost, cores, MEASURED_SHARE))
     allowed = limits(found.cost, cores, MEASURED_SHARE)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 
 from shared.logs import get_logger
+from shared.text import in_words
 
 
 class Cores:
@@ -45,5 +46,5 @@ class Cores:
             os.sched_setaffinity(0, self._all - {avoided})
             self._avoided = avoided
         except OSError as error:  # it is forbidden, or this process was given other cores meanwhile
-            get_logger().warning("cores.not_chosen", error=str(error))
+            get_logger().warning("cores.not_chosen", error=in_words(error))
             self._chooses, self._avoided = False, None

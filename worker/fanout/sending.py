@@ -12,6 +12,7 @@ from collections import deque
 from shared.life import Watch
 from shared.logs import get_logger
 from shared.settings import parse_clock_error
+from shared.text import in_words
 from worker.fanout.cores import Cores
 from worker.fanout.rows import GRANTED, PRIORITY, SENDER_CORE, SOCKETS, RowTable
 
@@ -69,7 +70,7 @@ class SenderProcess:
                 loop.add_writer(link, self._pass)
                 return
             except OSError as error:  # the sender just died: the next one gets all sockets
-                get_logger().warning("sender.unreachable", error=str(error))
+                get_logger().warning("sender.unreachable", error=in_words(error))
                 self._unpassed.clear()
                 break
             self._unpassed.popleft()
@@ -151,7 +152,7 @@ class SenderProcess:
             try:
                 await self.start()
             except OSError as error:  # no process to be had just now
-                get_logger().error("sender.unstartable", error=str(error))
+                get_logger().error("sender.unstartable", error=in_words(error))
                 self._process = None
 
     async def stop(self) -> None:

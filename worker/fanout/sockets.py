@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from shared.errors import ErrorCode, VoiceError
 from shared.logs import get_logger
+from shared.text import in_words
 
 Address = tuple[str, int]
 Receiver = Callable[[bytes], None]
@@ -60,7 +61,7 @@ class Port:
             self._shared.socket.sendto(datagram, self.remote)
         except OSError as error:
             self._pool.send_errors += 1
-            get_logger().debug("datagram.dropped", error=errno.errorcode.get(error.errno or 0, str(error)))
+            get_logger().debug("datagram.dropped", error=errno.errorcode.get(error.errno or 0, in_words(error)))
 
     def shun(self) -> None:
         """Let nobody have this 5-tuple for a while."""

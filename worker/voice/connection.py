@@ -37,6 +37,7 @@ from shared.protocol.voice_gateway import (
     State,
     VoiceGateway,
 )
+from shared.text import in_words
 from worker.voice.allowance import USERS, Allowance
 from worker.voice.commons import VoiceShared
 from worker.voice.dave import Dave
@@ -317,7 +318,7 @@ class VoiceConnection:
                     self._url, ssl=self._shared.tls, max_msg_size=_LARGEST_MESSAGE_BYTES, autoclose=False, compress=0
                 )
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            told = f"{self._url}: {error or 'no answer'}"
+            told = f"{self._url}: {in_words(error)}"
             # without the frames, in which the library leaves cycles
             raise VoiceError(told, code=ErrorCode.VOICE_UNREACHABLE) from error.with_traceback(None)
 
@@ -549,7 +550,7 @@ class VoiceConnection:
                 else:
                     _at_once(websocket.send_str(message))
         except (aiohttp.ClientError, OSError) as error:
-            raise VoiceClosed(_NO_CLOSE, str(error)) from error
+            raise VoiceClosed(_NO_CLOSE, in_words(error)) from error
 
     def _heartbeat(self) -> None:
         silent_s = time.monotonic() - self._acked_s
@@ -700,8 +701,10 @@ async def _close_quietly(websocket: aiohttp.ClientWebSocketResponse, code: int) 
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await websocket.close(code=code)
     except (TimeoutError, aiohttp.ClientError, OSError) as error:
-        get_logger().debug("websocket.close_failed", error=str(error))
+        get_logger().debug("websocket.close_failed", error=in_words(error))
 
 
 def _reason(message: aiohttp.WSMessage) -> str:
+    if isinstance(message.data, BaseException):  # the WebSocket broke, nobody closed it
+        return in_words(message.data)
     return message.extra if isinstance(message.extra, str) else ""
