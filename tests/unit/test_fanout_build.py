@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from shared.errors import VoiceError
 from shared.protocol.transport_crypto import AES_GCM, MODES, XCHACHA, open_packet
+from worker.fanout import build, rows
 from worker.fanout.app import BEGIN_TICKS, FAR_TICKS
 from worker.fanout.build import Builder, Lane, Target
 from worker.fanout.rows import MOST_AHEAD_TICKS, RING_TICKS, RowTable
@@ -435,6 +436,70 @@ def test_a_packet_in_the_hands_of_the_sender_is_not_taken_back(rig: Rig) -> None
     rig.play(START + 3)
     assert connection.packet(START + 2) is None
     assert connection.must(START + 3).sequence == (taken.sequence + 1) % 2**16
+
+
+# what the sender may see in which order
+
+
+def at_each_fence(monkeypatch: pytest.MonkeyPatch, look: Callable[[], None]) -> None:
+    """Be the sender at each fence: what was written before it is seen, what is written after it is not."""
+
+    def fence() -> None:
+        look()
+        rows.fence()
+
+    monkeypatch.setattr(build, "fence", fence)
+
+
+def test_a_packet_is_in_place_before_it_is_due(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a whole block: no tick is due while the packet of one is missing."""
+    connection, ticks = rig.connect(), range(START, START + 4)
+    seen: list[tuple[list[int], bool]] = []
+
+    def look() -> None:
+        rings = [tick % RING_TICKS for tick in ticks]
+        lengths = rig.table.length[rings, connection.row]
+        nonces = [rig.table.packets[connection.row, ring, lengths[n] - 4 : lengths[n]] for n, ring in enumerate(rings)]
+        seen.append((rig.table.due[rings, connection.row].tolist(), all(nonce.any() for nonce in nonces)))
+
+    at_each_fence(monkeypatch, look)
+    rig.frames.update(dict.fromkeys(ticks, b"frame"))
+    rig.builder.build(START, ticks[-1])
+    assert seen == [([0, 0, 0, 0], True)]
+    assert built(rig, connection) == list(ticks)
+
+
+def test_what_is_taken_back_is_not_asked_about_before(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sender takes a tick in hand in this very moment: it finds nothing there, or the builder knows of it."""
+    connection = rig.connect()
+    rig.play(START, START + 1, START + 2)
+    last = connection.must(START + 2)
+    found: list[list[int]] = []
+
+    def take_in_hand() -> None:
+        rig.table.taken_tick[:] = START
+        found.append(built(rig, connection))
+
+    at_each_fence(monkeypatch, take_in_hand)
+    connection.rekey()
+    assert found == [[]]
+    monkeypatch.undo()
+    rig.play(START + 3)
+    # one packet counts as sent, two were taken back
+    assert connection.must(START + 3).sequence == (last.sequence - 1) % 2**16
+
+
+def test_a_row_is_whole_before_the_sender_is_told_of_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And off before it is told that it is gone: else it would go on in the old plan, to the old address."""
+    table = rig.table
+    seen: list[tuple[int, int, bool]] = []
+    at_each_fence(
+        monkeypatch, lambda: seen.append((int(table.layout.sum()), int(table.active[0]), bool(table.address[0].any())))
+    )
+    connection = rig.connect(tuned=False)
+    assert (seen, table.layout.sum()) == ([(0, 1, True)], 1)
+    rig.builder.close(connection.row)
+    assert (seen[-1], table.layout.sum()) == ((1, 0, True), 2)
 
 
 def test_the_longest_frame_fits_with_its_encryption(rig: Rig) -> None:

@@ -11,15 +11,17 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from shared.clock import LocalClock
 from shared.protocol.transport_crypto import AES_GCM
+from worker.fanout import rows, sender
 from worker.fanout.build import Builder, Lane, Target
 from worker.fanout.cores import Cores
 from worker.fanout.grid import TICK_NS, tick_at
@@ -533,6 +535,29 @@ async def test_the_sender_dies_with_its_worker(tmp_path: Path) -> None:
         finally:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def test_what_is_due_is_read_before_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The builder writes the other way round: so the sender never sends a packet that it saw half of."""
+    table, tick = RowTable(1), 2 * RING_TICKS
+    table.due[0] = tick
+
+    def fence() -> None:
+        """In this moment the rest of what was written before `due` comes into view."""
+        rows.fence()
+        table.length[0] = 5
+        table.packets[0, 0, :5] = np.frombuffer(b"whole", np.uint8)
+
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as ear, closing(ear.dup()) as mouth:
+        ear.bind((LOOPBACK, 0))
+        ear.settimeout(BOUND_S)
+        address = struct.pack("=H", socket.AF_INET) + struct.pack(">H", ear.getsockname()[1])
+        table.address[0, :8] = np.frombuffer(address + socket.inet_aton(LOOPBACK), np.uint8)
+        plan = sender.SlotPlan(table, np.array([0], np.intp), [mouth.fileno()])
+        monkeypatch.setattr(sender, "fence", fence)
+        assert plan.send(table, tick) == (1, 0)
+        assert ear.recv(100) == b"whole"
+    table.close()
 
 
 def test_the_sender_imports_nothing_that_it_does_not_need() -> None:

@@ -25,7 +25,7 @@ from shared.protocol.opus import FRAME_SAMPLES, MAX_FRAME_BYTES, SILENCE_FRAME
 from shared.protocol.packet_seal import encrypt_function
 from shared.protocol.transport_crypto import KEY_BYTES, MODES, suffix_bytes
 from worker.fanout.grid import SLOTS, choose_slot
-from worker.fanout.rows import ADDRESS_BYTES, RING_TICKS, RowTable
+from worker.fanout.rows import ADDRESS_BYTES, RING_TICKS, RowTable, fence
 from worker.fanout.scratch import BLOCK_TICKS, ROWS_AT_ONCE, Protect, Scratch
 
 SILENCE_FRAMES = 5
@@ -198,6 +198,7 @@ class Builder:
         self._nonces[row] = 0
         self._key(row, target)
         table.active[row] = 1
+        fence()
         table.layout[slot] += 1
         return row
 
@@ -260,6 +261,7 @@ class Builder:
         waiting = due >= max(first_tick, int(self._table.taken_tick[slot]) + 1)
         ticks = due[waiting]
         due[waiting] = 0
+        fence()
         # what the sender took in this very moment has left, or is about to
         return int((ticks > self._table.taken_tick[slot]).sum())
 
@@ -300,6 +302,7 @@ class Builder:
         self._protected[row] = False
         self._keys[row] = 0
         self._table.active[row] = 0
+        fence()
         self._table.layout[slot] += 1
         self._resting.append((self.last_tick + _REST_TICKS, row))
 
@@ -434,4 +437,6 @@ class Builder:
             ring = (tick + number) % RING_TICKS
             table.packets[:, ring, :size][rows] = scratch.packets[number, :count, :size]
             table.length[ring][rows] = ends[number] + self._suffix_bytes[rows]
-            table.due[ring][rows] = tick + number
+        fence()
+        for number in range(ticks):
+            table.due[(tick + number) % RING_TICKS][rows] = tick + number

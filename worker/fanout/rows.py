@@ -3,12 +3,25 @@
 The worker writes packets ahead of time, the sender reads them when their slot is due. A packet counts when its `due`
 tick is the tick being sent; it is written last. Counters of the sender are written by the sender alone; the errors that
 it leaves are taken away by the worker.
+
+Neither process waits for the other, so four orders have to hold, and `fence` is what holds them:
+
+    worker                                     sender
+    packet, length | fence | due               due        | fence | length, packet
+    due = 0        | fence | taken_tick        taken_tick | fence | due
+    row            | fence | layout            layout     | fence | row
+
+The last column of the worker says what the first one of it did; the sender looks in the opposite order. In the second
+line each writes and then reads what the other writes: at least one of them sees it, so that a packet is either taken
+back or sent, never both. A processor may swap that even where it keeps stores in order, as x86 does; ARM may swap all.
+A word of 8 bytes is read and written whole.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import threading
 from typing import Any
 
 import numpy as np
@@ -46,6 +59,25 @@ HEAD = np.dtype(
     }
 )
 """An RTP header as numpy sees it."""
+
+
+_FENCE = threading.Lock()
+
+
+def fence() -> None:
+    """Have other processes see what was read and written before this ahead of what is read and written after it.
+
+    Stores of numpy are plain ones, and a system call promises nothing either. A lock that is given back (release) and
+    taken again (acquire) is a full barrier on x86 and on 64-bit ARM, where an acquire never overtakes a release. Whose
+    lock it is does not matter: nobody else ever takes this one.
+
+    Source: POSIX.1-2017, XBD 4.12, "Memory Synchronization"; Arm Architecture Reference Manual, B2.3,
+    "Barrier-ordered-before"; Linux, kernel/sched/membarrier.c ("system call entry is not a mb").
+    """
+    with _FENCE:
+        pass
+    with _FENCE:
+        pass
 
 
 def _rounded(size: int) -> int:

@@ -45,6 +45,7 @@ from worker.fanout.rows import (
     SKIPPED,
     SOCKETS,
     RowTable,
+    fence,
 )
 
 TOO_LATE_NS = 3 * TICK_NS
@@ -138,6 +139,7 @@ class SlotPlan:
         """Send what is built for a tick; returns packets sent and dropped."""
         ring = tick % RING_TICKS
         table.due[ring].take(self._rows, out=self._due)
+        fence()
         table.length[ring].take(self._rows, out=self._length)
         built = self._due == tick
         number = np.count_nonzero(built)
@@ -218,6 +220,7 @@ class Sender:
         """Take over a change of the rows in a slot; the sockets that it needs are on their way."""
         table = self._table
         self._layouts[slot] = int(table.layout[slot])
+        fence()
         self._receive_sockets()
         while len(self._fds) < table.head[SOCKETS]:
             if not select.select([self._sockets], [], [], _SOCKETS_WITHIN_S)[0]:
@@ -273,6 +276,7 @@ class Sender:
                 left_ns[slot] = now_ns
                 table.taken_tick[slot] = tick  # before a row is looked at
                 if plan is not None:
+                    fence()
                     sent, dropped = plan.send(table, tick)
                     if sent or dropped:
                         quiet_since_ns = due_ns
