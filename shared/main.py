@@ -28,6 +28,7 @@ def run_process(role: str, name: str, work: Work) -> NoReturn:
     """
     no_core_dump()
     try:
+        logs.wait_for_no_reader()
         settings = load_settings()
         logs.configure(settings.log_level, settings.log_format, role=role, name=name)
         uvloop.run(_until_signal(settings, work))
