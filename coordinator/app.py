@@ -25,6 +25,7 @@ from shared.seal import Seal
 from shared.settings import Settings
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
+from shared.tasks import endless
 from shared.voice_servers import VoiceServers
 
 BLOCK_S = 1.0
@@ -89,7 +90,7 @@ class Coordinator:
     async def _lead(self) -> None:
         """Lead from the first moment on: to read thousands of records takes longer than a lease."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._leadership.keep(), name="lease")
+            group.create_task(endless(self._leadership.keep), name="lease")
             await self._begin(group)
 
     async def _begin(self, group: asyncio.TaskGroup) -> None:
@@ -112,11 +113,11 @@ class Coordinator:
         woken = asyncio.Event()
         intake = Intake(self._store, registry, self._leadership, effects, lock, woken)
         await self._catch_up(registry, recovery)
-        group.create_task(self._listen(woken), name="wake")
-        group.create_task(self._follow(registry, recovery, lock, woken), name="events")
-        group.create_task(self._plan(planner, lock, woken), name="plan")
-        group.create_task(self._sweep(registry, recovery, lock), name="sweep")
-        group.create_task(intake.run(), name="jobs")
+        group.create_task(endless(self._listen, woken), name="wake")
+        group.create_task(endless(self._follow, registry, recovery, lock, woken), name="events")
+        group.create_task(endless(self._plan, planner, lock, woken), name="plan")
+        group.create_task(endless(self._sweep, registry, recovery, lock), name="sweep")
+        group.create_task(endless(intake.run), name="jobs")
 
     async def _seal_anew(self, registry: Registry) -> None:
         """Bring credentials into the form of this version; workers refuse those in clear where there is a key."""

@@ -127,6 +127,12 @@ class GuildcastError(Exception):
         return f"{self.code}: {self.message}"
 
 
+class TaskEnded(GuildcastError):
+    """Part of a process ended, and nobody had ordered that: a defect of ours."""
+
+    default_code = ErrorCode.INTERNAL_ERROR
+
+
 class ConfigError(GuildcastError):
     """A setting is wrong. The message names the setting, its value and what is allowed."""
 

@@ -24,6 +24,7 @@ from shared.schema.wake import read_wake
 from shared.schema.want_version import FIELD, HELD_STORE, take_version
 from shared.store.client import Store
 from shared.store.keys import Keys
+from shared.tasks import begin
 from worker.wanted import Wanted
 
 LEASE_MS = 3_000
@@ -128,7 +129,7 @@ class Membership:
         if self._life is not None:
             self._life.beat()
         if self._beating is None or self._beating.done():
-            self._beating = asyncio.create_task(self._renew_or_note(headroom, stats))
+            self._beating = begin(self._renew_or_note(headroom, stats), "renewal")
 
     async def _renew_or_note(self, headroom: int, stats: WorkerStats) -> None:
         try:

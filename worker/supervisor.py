@@ -20,6 +20,7 @@ from shared.logs import get_logger
 from shared.settings import Settings, parse_ports
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
+from shared.tasks import begin
 from shared.text import in_words
 from worker.identity import Identity, host_name
 from worker.membership import RECORD_TTL_MS
@@ -145,7 +146,7 @@ class Supervisor:
                 get_logger().error("worker.unstartable", worker=child.name, error=in_words(error))
             else:
                 assert child.process is not None
-                watching = asyncio.create_task(self._watch(child))
+                watching = begin(self._watch(child), f"watch of {child.name}")
                 status = await child.process.wait()
                 watching.cancel()
                 if self._stopping:

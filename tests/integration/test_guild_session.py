@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
 from shared.cli.pool import LOOPBACK
 from shared.clock import CommonClock, LocalClock
@@ -36,6 +37,8 @@ from worker.voice.turns import Turns
 
 GUILD = "323456789012345678"
 VOICE = VoiceRecord(user_id=GUILD, session_id="s", token="t", endpoint="voice.example")
+SILENT = VoiceRecord(user_id=GUILD, session_id="s", token="t", endpoint="127.0.0.1:9")
+"""On this machine, where nobody listens: the session waits at its door."""
 
 
 class Desk:
@@ -88,6 +91,37 @@ async def test_a_defect_of_ours_is_told_as_such(desk: Desk) -> None:
     await desk.guild(spec).task
     assert [status.state for status in desk.told] == ["connecting", "failed"]
     assert (desk.told[-1].code, desk.told[-1].message) == (ErrorCode.INTERNAL_ERROR, "TypeError")
+
+
+async def test_a_session_that_ends_unasked_is_told_as_failed(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is played without it; that it looks like an end by order must not leave the guild as it was told last."""
+    spec = GuildSpec(bot="main", guild=GUILD, channel=GUILD, broadcast="news", voice=VOICE)
+
+    async def end(_: connection.VoiceConnection) -> None:
+        """As if it had been told to."""
+
+    monkeypatch.setattr(connection.VoiceConnection, "run", end)
+    await desk.guild(spec).task
+    assert (desk.told[-1].state, desk.told[-1].code) == ("failed", ErrorCode.INTERNAL_ERROR)
+
+
+async def test_a_session_that_is_cancelled_unasked_is_told_as_failed(desk: Desk) -> None:
+    """By whatever there is in it: only `stop` may do so."""
+    spec = GuildSpec(bot="main", guild=GUILD, channel=GUILD, broadcast="news", voice=SILENT)
+    guild = desk.guild(spec)
+    await asyncio.sleep(0)
+    guild.task.cancel()
+    with capture_logs() as logs:
+        await asyncio.wait({guild.task})
+    assert (desk.told[-1].state, desk.told[-1].code) == ("failed", ErrorCode.INTERNAL_ERROR)
+    assert [line["event"] for line in logs] == ["connection.cancelled"]
+
+
+async def test_a_session_that_is_stopped_is_not_told_as_failed(desk: Desk) -> None:
+    guild = desk.guild(GuildSpec(bot="main", guild=GUILD, channel=GUILD, broadcast="news", voice=SILENT))
+    await asyncio.sleep(0)
+    await guild.stop()
+    assert [status.state for status in desk.told] == ["connecting"]
 
 
 async def ended(desk: Desk, spec: GuildSpec, during: Callable[[GuildSession], Awaitable[None]]) -> bool:

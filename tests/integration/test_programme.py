@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from shared.clock import CommonClock, LocalClock
 from shared.schema.frame_entry import Flags, FrameEntry
@@ -14,6 +15,7 @@ from shared.store.keys import Keys
 from worker.encode.publish import Publisher
 from worker.fanout.grid import epoch_tick
 from worker.fanout.programme import Programme
+from worker.fanout.ring import FrameRing
 
 EPOCH_US = 1_700_000_000_000_000
 FRAME = b"\xfc" + bytes(9)
@@ -34,6 +36,10 @@ async def programme(raw_store: Store, keys: Keys) -> AsyncIterator[Programme]:
 async def publish(store: Store, keys: Keys, first: int, frames: int, flags: Flags = Flags.NONE, term: int = 5) -> None:
     entry = FrameEntry(term, first, EPOCH_US, 0, 0, [FRAME] * frames, flags)
     await Publisher(store, keys.frames(RUN), 1_000).publish(entry)
+
+
+def no_entry(_ring: FrameRing, _entry: FrameEntry) -> None:
+    raise ValueError("a defect")
 
 
 def state(programme: Programme) -> str:
@@ -100,6 +106,24 @@ async def test_a_flagged_end_is_no_underrun(programme: Programme, raw_store: Sto
     assert play(programme, epoch_tick(EPOCH_US) + 5) is None
     assert state(programme) == "idle"
     assert programme.underruns == 0
+
+
+async def test_a_reader_that_ended_is_told_and_begins_anew(
+    programme: Programme, raw_store: Store, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect of ours is not the source's fault; the next look at the run has it read again."""
+    await publish(raw_store, keys, 0, 5)
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(FrameRing, "apply", no_entry)
+        programme.follow(RUN)
+        async with asyncio.timeout(BOUND_S):
+            while not any(line["event"] == "task.crashed" for line in logs):  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+    assert str(programme.why_starved) == "internal_error: its frames cannot be read: a defect"
+    programme.follow(RUN)
+    await until_heard(programme, 0)
+    assert state(programme) == "playing"
+    assert str(programme.why_starved) == "source_stalled: nothing comes from the source"
 
 
 async def test_another_run_is_followed_at_once(programme: Programme, raw_store: Store, keys: Keys) -> None:

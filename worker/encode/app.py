@@ -21,6 +21,7 @@ from shared.settings import Settings, parse_clock_error
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
 from shared.store.time_sync import TimeSync
+from shared.tasks import begin, endless
 from worker.encode.publish import Publisher
 from worker.encode.run import SourceRun, Word
 from worker.membership import RENEW_EVERY_MS, Membership
@@ -66,10 +67,10 @@ class EncodeWorker:
             await self._membership.join()
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(time_sync.follow(), name="clock"),
-                    group.create_task(self._reconcile_for_ever(), name="want"),
-                    group.create_task(self._reporter.run(), name="reporter"),
-                    group.create_task(self._beat(), name="beat"),
+                    group.create_task(endless(time_sync.follow), name="clock"),
+                    group.create_task(endless(self._reconcile_for_ever), name="want"),
+                    group.create_task(endless(self._reporter.run), name="reporter"),
+                    group.create_task(endless(self._beat), name="beat"),
                 ]
                 get_logger().info("worker.started", capacity=self._capacity)
                 await stop.wait()
@@ -115,7 +116,7 @@ class EncodeWorker:
                     self._tell_again(self._runs[name])
             for key in list(self._runs):
                 if key not in wants or wants[key].generation != self._runs[key].want.generation:
-                    self._keep(asyncio.create_task(self._runs.pop(key).close()))
+                    self._keep(begin(self._runs.pop(key).close(), f"end of {key}"))
             for key, want in wants.items():
                 run = self._runs.get(key)
                 if run is None:

@@ -19,6 +19,7 @@ from shared.errors import ErrorCode, SourceError
 from shared.logs import get_logger
 from shared.schema.job import SourceKind
 from shared.schema.records import SourceRecord
+from shared.tasks import uncancelled
 from shared.text import in_words
 from worker.encode.nature import Nature
 from worker.encode.records import Looks
@@ -95,7 +96,7 @@ class Feeder:
     async def run(self) -> None:
         """Feed until the end. A defect of this side is told as the end: nobody must wait for it for ever."""
         try:
-            while (ended := await self._open_once()) is None:
+            while (ended := await uncancelled(self._open_once())) is None:
                 pass
             await self.fed.put(ended)
         except Exception:  # noqa: BLE001 - told as the end of the source

@@ -19,7 +19,7 @@ from shared.schema.frame_entry import Flags, FrameEntry
 from shared.schema.job import SourceKind
 from shared.schema.records import BroadcastState, BroadcastStatus, SourceWant
 from shared.seal import Seal
-from shared.tasks import to_its_end
+from shared.tasks import begin, to_its_end, uncancelled
 from worker.encode.feeder import Ended, Fed, Feeder, Opened, Stalled
 from worker.encode.publish import Publisher
 from worker.encode.records import SILENT_DB, ChildOrder
@@ -131,7 +131,7 @@ class SourceRun:
         """How it stood when this encoder took it over."""
         self._feeder: Feeder | None = None
         self._log = get_logger().bind(broadcast=want.spec.broadcast, run=want.spec.run, term=want.term)
-        self.task = asyncio.create_task(self._run(), name=f"source {want.spec.broadcast}")
+        self.task = begin(self._run(), f"source {want.spec.broadcast}")
 
     @property
     def child_pid(self) -> int | None:
@@ -159,23 +159,27 @@ class SourceRun:
 
     async def _run(self) -> None:
         try:
-            last = await self._patiently(self._publisher.last)
-            if last is not None and last.term > self.want.term:
-                raise Fenced(f"an entry of term {last.term} stands there")
-            if last is not None:
-                await self._take_over(last)
-            if self.want.stop:
-                await self._end("stopped")
-                return
-            if last is None or Flags.ENDED not in last.flags:
-                await self._play()
-            # Else somebody published all of it: only the rest is to be heard.
-            await self._finished()
+            await uncancelled(self._run_to_its_end())
         except Fenced as error:
             self._give_way(error)
         except Exception:  # noqa: BLE001 - one source's defect must not end the others
             self._log.exception("source.crashed")
             self._say(Word("ended", "source_failed", SourceError("internal error", code=ErrorCode.SOURCE_FAILED)))
+
+    async def _run_to_its_end(self) -> None:
+        """Raises: Fenced."""
+        last = await self._patiently(self._publisher.last)
+        if last is not None and last.term > self.want.term:
+            raise Fenced(f"an entry of term {last.term} stands there")
+        if last is not None:
+            await self._take_over(last)
+        if self.want.stop:
+            await self._end("stopped")
+            return
+        if last is None or Flags.ENDED not in last.flags:
+            await self._play()
+        # Else somebody published all of it: only the rest is to be heard.
+        await self._finished()
 
     def _give_way(self, fence: Fenced) -> None:
         """Say that something stands in the stream that is above us.
@@ -206,7 +210,7 @@ class SourceRun:
             open_child=self._open_child,
             start_samples=self._timeline.position_samples,
         )
-        feeding = asyncio.create_task(self._feeder.run(), name=f"feeder {self.want.spec.broadcast}")
+        feeding = begin(self._feeder.run(), f"feeder {self.want.spec.broadcast}")
         try:
             await self._publish_all(self._feeder)
         finally:
@@ -372,7 +376,7 @@ class SourceRun:
         self.want = want
         if stop_now:
             self.task.cancel()
-            self.task = asyncio.create_task(self._stop_after(self.task), name=f"end of {want.spec.broadcast}")
+            self.task = begin(self._stop_after(self.task), f"end of {want.spec.broadcast}")
 
     async def _stop_after(self, running: asyncio.Task[None]) -> None:
         await asyncio.gather(running, return_exceptions=True)

@@ -20,7 +20,7 @@ from shared.errors import ErrorCode, MalformedPacket, SourceError
 from shared.life import Life, Watch
 from shared.logs import get_logger
 from shared.protocol.opus import check_frame
-from shared.tasks import to_its_end
+from shared.tasks import begin, to_its_end
 from shared.text import in_words
 from worker.encode.records import (
     BEAT_EVERY_S,
@@ -128,7 +128,7 @@ class SourceChild:
         self._ended = False
         self._closing = False
         self._stood_still = False
-        self._watching = asyncio.create_task(self._watch())
+        self._watching = begin(self._watch(), f"watch of child {process.pid}")
         self._orders = 1
         self.complete = self.waits = False
 

@@ -20,6 +20,7 @@ from shared.settings import Settings, parse_clock_error
 from shared.store.client import Store, reach
 from shared.store.keys import Keys
 from shared.store.time_sync import TimeSync
+from shared.tasks import begin, endless
 from shared.voice_servers import VoiceServers
 from worker.fanout.admission import Admission, Reading
 from worker.fanout.build import Builder
@@ -163,12 +164,12 @@ class FanoutWorker:
             await self._sender.start()
             await self._membership.join()
             async with asyncio.TaskGroup() as group:
-                pace = group.create_task(self._pace(), name="pace")
-                reporting = group.create_task(self._reporter.run(), name="reporter")
+                pace = group.create_task(endless(self._pace), name="pace")
+                reporting = group.create_task(endless(self._reporter.run), name="reporter")
                 others = [
-                    group.create_task(time_sync.follow(), name="clock"),
-                    group.create_task(self._reconcile_for_ever(), name="want"),
-                    group.create_task(self._sender.watch(), name="sender"),
+                    group.create_task(endless(time_sync.follow), name="clock"),
+                    group.create_task(endless(self._reconcile_for_ever), name="want"),
+                    group.create_task(endless(self._sender.watch), name="sender"),
                 ]
                 gc.set_threshold(*_GC_THRESHOLDS)
                 gc.freeze()
@@ -464,7 +465,7 @@ class FanoutWorker:
             if not programme.guilds and not programme.lane.places:
                 del self._programmes[broadcast]
                 self._builder.lanes.remove(programme.lane)
-                self._keep(asyncio.create_task(programme.close()))
+                self._keep(begin(programme.close(), f"end of {broadcast}"))
 
     def _renew_session(self, key: str) -> None:
         """End the session of a guild, if there is one, then begin the one that is wanted, if one is.
@@ -478,7 +479,7 @@ class FanoutWorker:
             self._open_session(key)
             return
         self._changing.add(key)
-        self._keep(asyncio.create_task(self._replace(key, before)))
+        self._keep(begin(self._replace(key, before), f"end of {key}"))
 
     async def _replace(self, key: str, before: GuildSession) -> None:
         try:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from msgspec import structs
 
 from shared.clock import unix_ms
-from shared.errors import ErrorCode, GuildcastError, SourceError, VoiceClosed, VoiceError
+from shared.errors import ErrorCode, GuildcastError, TaskEnded, VoiceClosed, VoiceError
 from shared.logs import get_logger
 from shared.protocol.voice_gateway import Credentials
 from shared.schema.event import EventType
 from shared.schema.records import GuildState, GuildStatus, GuildWant
 from shared.seal import Seal
+from shared.tasks import begin
 from worker.fanout.build import Builder, Target
 from worker.fanout.programme import Programme
 from worker.fanout.sockets import SocketPool
@@ -70,7 +71,7 @@ class GuildSession:
         self._desertion: asyncio.TimerHandle | None = None
         self._stopping = False
         self._log = get_logger().bind(guild=want.spec.guild, generation=want.generation)
-        self.task = asyncio.create_task(self._run(), name=f"guild {want.spec.guild}")
+        self.task = begin(self._run(), f"guild {want.spec.guild}")
 
     @property
     def row(self) -> int | None:
@@ -98,6 +99,13 @@ class GuildSession:
                 speaking=speaking_bits(spec.speaking),
             )
             await self._connection.run()
+            if not self._stopping:
+                raise TaskEnded("the connection ended by itself")
+        except asyncio.CancelledError:
+            if not self._stopping:  # a guild without its session must not be told as one that plays
+                self._log.error("connection.cancelled", code=ErrorCode.INTERNAL_ERROR)
+                self.tell("failed", TaskEnded("the connection was cancelled"))
+            raise
         except GuildcastError as error:
             close_code = error.close_code if isinstance(error, VoiceClosed) else None
             self._log.warning("connection.failed", code=error.code, error=error.message, close_code=close_code)
@@ -221,7 +229,7 @@ class GuildSession:
             case "idle":
                 self.tell("idle")
             case "starved":
-                self.tell("idle", SourceError("nothing comes from the source", code=ErrorCode.SOURCE_STALLED))
+                self.tell("idle", self._programme_of(self.want.spec.broadcast).why_starved)
 
     def tell(self, state: GuildState, error: GuildcastError | None = None) -> None:
         """Report a state once, and details as they change: the number of listeners with an event of its own."""

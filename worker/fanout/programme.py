@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
+from typing import Literal, NoReturn
 
 from shared.clock import CommonClock
+from shared.errors import ErrorCode, SourceError
 from shared.logs import get_logger
 from shared.store.client import Store
 from shared.store.keys import Keys
+from shared.tasks import begin, endless, unordered_end
+from shared.text import in_words
 from worker.fanout.build import Lane
 from worker.fanout.grid import epoch_tick
 from worker.fanout.ring import FrameRing, Silence
@@ -47,7 +50,11 @@ class Programme:
         self._keys = keys
         self._clock = clock
         self._ring = FrameRing()
-        self._reader: asyncio.Task[None] | None = None
+        self._reader: asyncio.Task[NoReturn] | None = None
+        self._read_again = False
+        """The reader ended by itself: the run is followed anew."""
+        self._defect = ""
+        """Why it did, until frames are heard again."""
         self._reader_store: Store | None = None
         self._retiring: asyncio.TimerHandle | None = None
         self._retired_run = 0
@@ -55,7 +62,7 @@ class Programme:
 
     def follow(self, run: int) -> None:
         """Play this run from now on; 0: none is on air."""
-        if run == self.run:
+        if run == self.run and not (run and self._read_again):
             return
         if self._retiring is not None and run == self._retired_run:  # its record was lost for a moment
             self._retiring.cancel()
@@ -74,18 +81,33 @@ class Programme:
         self._drop()
         self._reader_store = self._frames.sibling(raw=True, block_s=BLOCK_S)
         subscriber = Subscriber(self._reader_store, self._keys.frames(run), self._ring, self._clock)
-        self._reader = asyncio.create_task(subscriber.run())
+        self._reader = begin(endless(subscriber.run), f"reader of {self.broadcast}")
+        self._reader.add_done_callback(self._reader_ended)
         log.info("programme.followed", run=run)
+
+    def _reader_ended(self, reader: asyncio.Task[NoReturn]) -> None:
+        """Have the run read again with the next look at it: nobody else would, and what the ring holds is soon over."""
+        error = unordered_end(reader)
+        if error is not None and reader is self._reader:
+            self._read_again, self._defect = True, in_words(error)
+
+    @property
+    def why_starved(self) -> SourceError:
+        """What to tell of silence that nobody ordered."""
+        if self._defect:
+            return SourceError(f"its frames cannot be read: {self._defect}", code=ErrorCode.INTERNAL_ERROR)
+        return SourceError("nothing comes from the source", code=ErrorCode.SOURCE_STALLED)
 
     def _drop(self) -> None:
         """Let go of the run at once."""
+        self._read_again = False
         self._retired_run = 0
         reader, store = self._reader, self._reader_store
         self._reader = self._reader_store = None
         self._ring = FrameRing()
         if reader is not None and store is not None:
             reader.cancel()
-            self._ending = asyncio.create_task(_end(reader, store))
+            self._ending = begin(_end(reader, store), f"end of {self.broadcast}")
 
     async def close(self) -> None:
         if self._retiring is not None:
@@ -130,13 +152,13 @@ class Programme:
         dead_air = found in (Silence.MISSING, Silence.GAP)
         self._silent_ticks = self._silent_ticks + 1 if dead_air else 0
         if not isinstance(found, Silence):
-            self.state = "playing"
+            self.state, self._defect = "playing", ""
         elif not dead_air:
             self.state = "idle"
         elif self._silent_ticks >= _SILENCE_TOLD_TICKS:
             self.state = "starved"
 
 
-async def _end(reader: asyncio.Task[None], store: Store) -> None:
+async def _end(reader: asyncio.Task[NoReturn], store: Store) -> None:
     await asyncio.gather(reader, return_exceptions=True)
     await store.close()
