@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import ssl
 import time
 from collections import Counter
@@ -24,6 +23,7 @@ from shared.tasks import begin, endless
 from shared.voice_servers import VoiceServers
 from worker.fanout.admission import Admission, Reading
 from worker.fanout.build import Builder
+from worker.fanout.garbage import Garbage
 from worker.fanout.grid import TICK_NS, tick_at
 from worker.fanout.guild import GuildSession
 from worker.fanout.programme import Programme
@@ -65,15 +65,6 @@ _TURNS_EVERY_PASSES = 4
 SPARE_NS = _TURNS_EVERY_PASSES * TICK_NS // 2
 """Half of a core at most goes into them, less where the pace is late: its passes are more than a tick apart then."""
 _BEAT_TICKS = RENEW_EVERY_MS * NS_PER_MS // TICK_NS
-_GC_THRESHOLDS = (20_000, 20, 50)
-"""Connections live long and packets leave no garbage: collect rarely."""
-_FROZEN_SESSIONS = 32
-"""A collection looks at what so many sessions brought. Of a thousand sessions it would take 150 ms."""
-_COLLECTED_SESSION_NS = NS_PER_MS
-"""The most that a collection takes for each of them: in a storm; else a tenth."""
-_THAWED_EVERY_NS = 120 * NS_PER_S
-_THAWED_NS, _THAWED_SESSION_NS = 60 * NS_PER_MS, NS_PER_MS // 4
-"""What a collection of all that was frozen takes: modules, and 0.15 ms for each session."""
 _FLUSH_WITHIN_S = 0.5
 _SPARE_ROWS = 16
 
@@ -107,6 +98,7 @@ class FanoutWorker:
         # A row that was given back rests for a second: a full worker needs some to renew its sessions.
         self._table = RowTable(record.capacity + max(_SPARE_ROWS, record.capacity // 8))
         self._builder = Builder(self._table)
+        self._garbage = Garbage(self._build_far)
         self._sender = SenderProcess(self._table, settings.clock_error, settings.fanout_workers)
         self._sockets = SocketPool(
             settings.udp_address,
@@ -137,13 +129,8 @@ class FanoutWorker:
         self._stopping = False
         self._ending: set[asyncio.Task[None]] = set()
         self._programmes: dict[str, Programme] = {}
-        self._sessions_opened = 0
+        self._sessions_opened = self._sessions_ended = 0
         self._priority_told = 0
-        self._thawed_ns = self._clock.local.now_ns()
-        self._thawed_at = 0
-        """WebSockets that were opened until then."""
-        self._rows_frozen = 0
-        self._rows_seen = 0
         self._overloaded = False
         self._least_lead = FAR_TICKS
         """Ticks that were built ahead when the pace came to the next, at least, since the last renewal."""
@@ -171,8 +158,7 @@ class FanoutWorker:
                     group.create_task(endless(self._reconcile_for_ever), name="want"),
                     group.create_task(endless(self._sender.watch), name="sender"),
                 ]
-                gc.set_threshold(*_GC_THRESHOLDS)
-                gc.freeze()
+                self._garbage.begin(self._clock.local.now_ns())
                 get_logger().info("worker.started", capacity=self._admission.capacity)
                 await stop.wait()
                 for task in others:
@@ -240,7 +226,7 @@ class FanoutWorker:
                 for row in builder.worn_out():
                     self._renew_session_of(row)
                 self._tell_errors()
-                self._freeze()
+                self._look_at_garbage()
                 self._tell_priority()
             await asyncio.sleep(((due + 1) * TICK_NS + _PAST_THE_TICK_NS - self._clock.now_ns()) / NS_PER_S)
 
@@ -261,28 +247,13 @@ class FanoutWorker:
             self._priority_told = priority
             get_logger().info("sender.prioritised", realtime=priority == GRANTED)
 
-    def _freeze(self) -> None:
-        """Keep established sessions out of what collections look at, but for one now and then.
-
-        What ended leaves cycles behind, of our making or a library's, and another Python makes others: nothing that
-        was frozen goes by itself. So where WebSockets were opened since, all of it is looked at, built far ahead.
-        """
-        now_ns, opened = self._clock.local.now_ns(), self._voice.counters.websockets
-        if opened != self._thawed_at and now_ns - self._thawed_ns > _THAWED_EVERY_NS:
-            self._thawed_at, self._thawed_ns = opened, now_ns
-            self._build_far(_THAWED_NS + len(self._sessions) * _THAWED_SESSION_NS)
-            gc.unfreeze()
-            gc.collect()
-            gc.freeze()
-            return
-        rows, calm = self._builder.rows_opened, self._builder.rows_opened == self._rows_seen
-        self._rows_seen = rows
-        opened = rows - self._rows_frozen
-        if opened >= (1 if calm else _FROZEN_SESSIONS):
-            self._rows_frozen = rows
-            self._build_far(opened * _COLLECTED_SESSION_NS)
-            gc.collect()
-            gc.freeze()
+    def _look_at_garbage(self) -> None:
+        self._garbage.look(
+            self._clock.local.now_ns(),
+            sessions=self._held,
+            established=self._builder.rows_opened,
+            changes=self._sessions_opened + self._sessions_ended + self._voice.counters.websockets,
+        )
 
     def _build_until(self, due: int) -> None:
         builder = self._builder
@@ -485,6 +456,7 @@ class FanoutWorker:
         try:
             await before.stop()
         finally:
+            self._sessions_ended += 1
             self._changing.discard(key)
         if key in self._wants and not self._stopping:
             self._open_session(key)
