@@ -6,7 +6,7 @@ GUILDS ?= 100
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor run check format lint types imports unit test test-system fuzz interop bench bench-fanout bench-peers bench-seal lock clean
+.PHONY: help install doctor run check format lint types imports unit test test-newest test-system fuzz interop bench bench-fanout bench-peers bench-seal lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,6 +56,14 @@ unit: redis
 test: redis ## Every test that needs only the lock
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-parts test-whole
 	@$(MAKE) --no-print-directory test-alone
+
+test-newest: install ## Unit, vector and integration tests on the newest promised Python here, where that is another
+	@newest=$$($(BIN)/python -m tests.newest_python) || exit; set -- $$newest; \
+	  test $$# = 0 || $(MAKE) --no-print-directory VENV=.venv-$$1 PYTHON="$$2" test-promised
+
+.PHONY: test-promised
+test-promised: redis
+	@PYTHONASYNCIODEBUG=1 nice $(BIN)/pytest -q tests/unit tests/vectors tests/integration
 
 .PHONY: test-parts test-whole test-alone
 test-parts: # beside the whole pools, and behind them where the processor is short
@@ -150,5 +158,5 @@ lock: ## Renew all lock files (needs uv, npm, cargo and go)
 	cd $(PEER_SOURCES)/disgo && $(WITH_TOOLS) go mod tidy
 
 clean: ## Remove everything that can be made again
-	rm -rf $(VENV) .run .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) .venv-3.* .run .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,7 +6,7 @@ import ssl
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Self
 
 import aiohttp
@@ -28,6 +28,7 @@ class MainClient:
     def __init__(self, http: aiohttp.ClientSession, tls: ssl.SSLContext, bot: Bot) -> None:
         self.http, self.tls, self.bot = http, tls, bot
         self.ws: aiohttp.ClientWebSocketResponse
+        self.opened: list[aiohttp.ClientWebSocketResponse] = []
         self.inflate: zlib._Decompress | None = None
         self.unread: deque[dict[str, Any]] = deque()
         self.sequence: int | None = None
@@ -38,6 +39,7 @@ class MainClient:
         """Open the WebSocket and read Hello."""
         self.inflate = zlib.decompressobj() if "zlib-stream" in query else None
         self.ws = await self.http.ws_connect(f"{url or self.bot.gateway_url}/?{query}", ssl=self.tls)
+        self.opened.append(self.ws)
         self.unread.clear()
         self.hello = (await self.op(10))["d"]
         return self
@@ -160,10 +162,18 @@ class Bench:
 
     def __init__(self, emulator: EmulatorClient, http: aiohttp.ClientSession, tls: ssl.SSLContext, bot: Bot) -> None:
         self.emulator, self.http, self.tls, self.bot = emulator, http, tls, bot
+        self._clients: list[MainClient] = []
 
     def client(self, bot: Bot | None = None) -> MainClient:
         """A client of a bot; None: of the one that is there."""
-        return MainClient(self.http, self.tls, bot or self.bot)
+        self._clients.append(MainClient(self.http, self.tls, bot or self.bot))
+        return self._clients[-1]
+
+    async def aclose(self) -> None:
+        """Close what clients left open: a collection that comes upon it would warn, in whichever test that is."""
+        for client in self._clients:
+            for ws in client.opened:
+                await ws.close()
 
     async def logged_in(self, **changes: object) -> MainClient:
         """A client of the bot that is there."""
@@ -208,7 +218,8 @@ async def open_bench(plans: Iterable[GuildPlan] | None = None, **limits: Any) ->
         tls = ssl.create_default_context(cafile=str(discord.ca_file))
         async with aiohttp.ClientSession() as http, EmulatorClient(discord.control_url) as emulator:
             bot = await emulator.bot(plans if plans is not None else [plan()])
-            yield Bench(emulator, http, tls, bot)
+            async with aclosing(Bench(emulator, http, tls, bot)) as opened:
+                yield opened
 
 
 @pytest.fixture
