@@ -61,9 +61,15 @@ test-newest: install ## Unit, vector and integration tests on the newest promise
 	@newest=$$($(BIN)/python -m tests.newest_python) || exit; set -- $$newest; \
 	  test $$# = 0 || $(MAKE) --no-print-directory VENV=.venv-$$1 PYTHON="$$2" test-promised
 
-.PHONY: test-promised
+.PHONY: test-promised test-pure test-joined
 test-promised: redis
-	@PYTHONASYNCIODEBUG=1 nice $(BIN)/pytest -q tests/unit tests/vectors tests/integration
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-pure test-joined
+
+test-pure:
+	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/unit tests/vectors
+
+test-joined:
+	@PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q tests/integration
 
 .PHONY: test-parts test-whole test-alone
 test-parts: # beside the whole pools, and behind them where the processor is short
