@@ -64,18 +64,20 @@ class _Mode(NamedTuple):
     """Whether CSRC list and extension word are clear."""
 
 
-def choose_mode(offered: Sequence[str]) -> str:
+def choose_mode(offered: Sequence[str], usable: Sequence[str] | None = None) -> str:
     """Choose the encryption mode for Select Protocol: AES-GCM, else XChaCha20, else a discontinued one.
 
     Args:
         offered: modes of Ready.
-    Raises: VoiceError: voice_mode_unsupported, not retryable; none of the seven is offered.
+        usable: those that can be used here, the best first; all seven if not given.
+    Raises: VoiceError: voice_mode_unsupported, not retryable; none that can be used is offered.
     Source: voice protocol reference, section 4.4.
     """
-    for mode in MODES:
+    usable = MODES if usable is None else usable
+    for mode in usable:
         if mode in offered:
             return mode
-    raise _unsupported(f"the voice server offers {', '.join(offered) or 'no mode'}")
+    raise _unsupported(f"the voice server offers {', '.join(offered) or 'no mode'}", usable)
 
 
 def nonce_bytes(mode: str) -> int:
@@ -249,7 +251,7 @@ def _mode(mode: str) -> _Mode:
     try:
         return _MODES[mode]
     except KeyError:
-        raise _unsupported(f"{mode} is not known") from None
+        raise _unsupported(f"{mode} is not known", MODES) from None
 
 
 def _check_key(key: bytes) -> None:
@@ -261,7 +263,9 @@ def _forged() -> MalformedPacket:
     return MalformedPacket("packet is not authentic")
 
 
-def _unsupported(what: str) -> VoiceError:
+def _unsupported(what: str, supported: Sequence[str]) -> VoiceError:
     return VoiceError(
-        f"{what}, supported are {', '.join(MODES)}", code=ErrorCode.VOICE_MODE_UNSUPPORTED, retryable=False
+        f"{what}, supported are {', '.join(supported) or 'none'}",
+        code=ErrorCode.VOICE_MODE_UNSUPPORTED,
+        retryable=False,
     )

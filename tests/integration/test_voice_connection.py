@@ -14,7 +14,7 @@ import socket
 import ssl
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from functools import partial
 
 import pytest
@@ -23,6 +23,7 @@ from structlog.testing import capture_logs
 
 from shared.cli.pool import LOOPBACK
 from shared.errors import ErrorCode, VoiceClosed, VoiceError
+from shared.protocol import packet_seal
 from shared.protocol.opus import SILENCE_FRAME
 from shared.protocol.voice_gateway import Credentials
 from shared.voice_servers import VoiceServers
@@ -34,6 +35,8 @@ from tests.garbage import look_minutes_later, own_collections_off
 from tests.integration.test_receive import FRAMES, Song, sound_of, until_stopped
 from tests.media.audio import FRAME_SAMPLES, align
 from tests.media.web import served
+from worker.fanout.build import Builder
+from worker.fanout.rows import RowTable
 from worker.fanout.sockets import SocketPool
 from worker.voice import connection, path
 from worker.voice.commons import VoiceShared, voice_http
@@ -267,6 +270,21 @@ async def test_what_a_member_says_is_heard(line: Line, song: Song, kind: Channel
     offset, likeness = align(song.pcm, sound_of(sounds)[: FRAMES * FRAME_SAMPLES])
     assert (offset, line.drops, line.receiver.lost) == (-song.delay_samples, {}, 0)
     assert likeness > 0.98
+
+
+async def test_a_mode_that_seals_wrongly_here_is_passed_over(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server offers another one as well, and agrees."""
+    monkeypatch.setitem(packet_seal._FUNCTIONS, AES, packet_seal._FUNCTIONS[XCHACHA])
+    with closing(RowTable(1)) as table:
+        line.shared.modes = Builder(table).modes
+    async with line.open():
+        assert [media.mode for media in line.media_told] == [XCHACHA]
+
+
+async def test_a_worker_without_a_mode_joins_nobody(line: Line) -> None:
+    """It is told with the code of a server that offers none."""
+    line.shared.modes = ()
+    assert (await _refusal(line)).code == ErrorCode.VOICE_MODE_UNSUPPORTED
 
 
 async def test_members_are_heard_apart(line: Line, words: list[bytes]) -> None:

@@ -12,6 +12,7 @@ from shared.clock import NS_PER_MS, NS_PER_S, NS_PER_US, CommonClock, LocalClock
 from shared.errors import ErrorCode, StoreError
 from shared.life import Life
 from shared.logs import get_logger
+from shared.protocol.transport_crypto import MODES
 from shared.schema.event import EventType, guild_event
 from shared.schema.records import GuildStatus, GuildWant, WorkerRecord, WorkerStats
 from shared.seal import Seal
@@ -99,6 +100,9 @@ class FanoutWorker:
         self._table = RowTable(record.capacity + max(_SPARE_ROWS, record.capacity // 8))
         self._builder = Builder(self._table)
         self._garbage = Garbage(self._build_far)
+        for mode in MODES:
+            if mode not in self._builder.modes:
+                get_logger().error("mode.refused", mode=mode, reason="its known packet was sealed wrongly")
         self._sender = SenderProcess(self._table, settings.clock_error, settings.fanout_workers)
         self._sockets = SocketPool(
             settings.udp_address,
@@ -118,6 +122,7 @@ class FanoutWorker:
             servers,
             turns,
             dave_required=settings.dave_required,
+            modes=self._builder.modes,
             doors=Doors(settings.fanout_workers),
         )
         self._wants: Mapping[str, GuildWant] = {}

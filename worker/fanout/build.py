@@ -25,12 +25,12 @@ from shared.protocol.opus import FRAME_SAMPLES, MAX_FRAME_BYTES, SILENCE_FRAME
 from shared.protocol.packet_seal import encrypt_function
 from shared.protocol.transport_crypto import KEY_BYTES, MODES, suffix_bytes
 from worker.fanout.grid import SLOTS, choose_slot
+from worker.fanout.known_answers import seals_rightly
 from worker.fanout.rows import ADDRESS_BYTES, RING_TICKS, RowTable, fence
 from worker.fanout.scratch import BLOCK_TICKS, ROWS_AT_ONCE, Protect, Scratch
 
 SILENCE_FRAMES = 5
 """Frames of silence before packets stop, so that receivers do not conceal the end as a loss."""
-_ENCRYPT = [encrypt_function(mode) for mode in MODES]
 _LAST_NONCE = 2**32 - 2**20
 _LONGEST_SUFFIX_BYTES = 24
 _LONGEST_SPAN = 2 * RING_TICKS
@@ -143,6 +143,13 @@ class Builder:
         self._redo: dict[int, int] = {}
         """Rows that are built again from a tick on, as soon as there is time for that."""
         self._scratch = Scratch()
+        self._encrypts = [encrypt_function(mode) for mode in MODES]
+        self.modes = tuple(
+            mode
+            for mode, encrypt in zip(MODES, self._encrypts, strict=True)
+            if seals_rightly(mode, encrypt, self._scratch)
+        )
+        """Those that seal rightly on this machine, the best first."""
         self._lane_of: dict[int, Lane] = {}
         self._free = list(range(rows))
         """The lowest is taken first: what memory was never touched stays so."""
@@ -173,8 +180,12 @@ class Builder:
     def open(self, target: Target) -> int:
         """Give a connection a row; it is silent until it is tuned.
 
-        Raises: VoiceError when all rows are in use.
+        Raises: VoiceError when all rows are in use, or where the mode seals wrongly.
         """
+        if target.mode not in self.modes:
+            raise VoiceError(
+                f"{target.mode} seals wrongly here", code=ErrorCode.VOICE_MODE_UNSUPPORTED, retryable=False
+            )
         if not self._free:
             raise VoiceError("all rows of this worker are in use", code=ErrorCode.INTERNAL_ERROR)
         row = heappop(self._free)
@@ -424,7 +435,7 @@ class Builder:
         self._sequences[rows] += np.uint16(ticks)
         self._nonces[rows] += np.uint32(ticks)
         scratch.keys[:count] = self._keys[rows]
-        encrypt = _ENCRYPT[self._modes[rows[0]]]
+        encrypt = self._encrypts[self._modes[rows[0]]]
         if self._protected[rows[0]]:
             ends = scratch.protect_and_seal(encrypt, frames, [self._protects[row] for row in rows.tolist()])
         else:

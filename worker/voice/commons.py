@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+from shared.protocol.transport_crypto import MODES
 from shared.voice_servers import VoiceServers
 from worker.voice.doors import Doors
 from worker.voice.rounds import Rounds
@@ -40,6 +41,7 @@ class VoiceShared:
         servers: those that credentials and sound may go to.
         turns: of what holds the loop.
         dave_required: refuse to go on without end-to-end encryption in a session that had it.
+        modes: of transport encryption that this worker seals in, the best first.
         doors: of all voice servers.
         rounds: of what all connections do again and again.
     """
@@ -49,6 +51,7 @@ class VoiceShared:
     servers: VoiceServers
     turns: Turns
     dave_required: bool = False
+    modes: tuple[str, ...] = MODES
     counters: VoiceCounters = field(default_factory=VoiceCounters)
     doors: Doors = field(default_factory=Doors)
     rounds: Rounds = field(default_factory=Rounds)

@@ -464,7 +464,7 @@ class VoiceConnection:
                     self._port.release()
                 if self._receiver is not None:
                     self._receiver.begin_session(lambda user, frame: self.dave.decrypt(str(user), frame))
-                self._mode = choose_mode(event.modes)
+                self._mode = choose_mode(event.modes, self._shared.modes)
                 self._remote = (event.ip, event.port)
                 self._port = self._lease_port(self._remote, self._receive_datagram, self.datagram_failed)
                 self._discovery_ssrc, self._questions = event.ssrc, 0
