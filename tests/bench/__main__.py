@@ -1,8 +1,8 @@
 """The benchmarks, one after the other, each a process of its own: python -m tests.bench [item ...].
 
-Tables go to the terminal, JSON and plots to `.run/bench/`. The soak is run only where it is named: it takes half an
-hour. One item that fails does not keep the others from running; the exit status tells. Ctrl-C reaches the item as
-well: it is waited for, because it has processes to end.
+Tables go to the terminal, JSON and plots to `.run/bench/`. Soak and breaks are run only where they are named: they take
+half an hour and a quarter. One item that fails does not keep the others from running; the exit status tells. Ctrl-C
+reaches the item as well: it is waited for, because it has processes to end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ITEMS = (
     *("fanout", "broadcasts", "peers", "seal", "pace", "without_sender", "skew", "mass_join", "encode", "redis_load"),
     "latency",
 )
-ON_DEMAND = ("leading", "receive", "soak")
+ON_DEMAND = ("breaks", "leading", "receive", "soak")
 
 
 def _run(item: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.protocol.transport_crypto import MODES
-from tests.bench import broadcasts, fanout, receive, seal
+from tests.bench import breaks, broadcasts, fanout, receive, seal
 
 
 @pytest.mark.parametrize("listen_every", [1, 2])
@@ -23,6 +23,14 @@ async def test_broadcasts_bench_gives_figures_for_worker_and_sender() -> None:
     cost = await broadcasts.measure(3, 2, windows=2, window_s=0.5, settle_s=0)
     assert len(cost.both_us) == 2
     assert min(*cost.worker_us, *cost.sender_us) > 0
+
+
+async def test_breaks_bench_resumes_each_guild_that_breaks() -> None:
+    """Each guild breaks as often as the others, each break is resumed, and memory is read along the way."""
+    broken = await breaks.measure(2, 4, round_s=1.0, looked_at_after_s=0)
+    assert broken.resumed == 4
+    assert [reading.breaks for reading in broken.readings] == [0, 1, 2, 3, 4, 4]
+    assert min(reading.private_kib for reading in broken.readings) > 0
 
 
 async def test_receive_bench_gives_figures_for_each_mode() -> None:
