@@ -23,7 +23,7 @@ DECODING_NS = NS_PER_MS // 2
 LEAD_S = 1.0
 
 
-@dataclass
+@dataclass(slots=True)
 class Arrival:
     """Something that happens to the input: sound that was made at `made_s` comes, or it is opened, or breaks."""
 
@@ -48,7 +48,6 @@ class Heard:
     made_s: list[float | None] = field(default_factory=list)
     marks: list[tuple[float, Flags]] = field(default_factory=list)
     delays_ms: list[tuple[float, int]] = field(default_factory=list)
-    rates_ppm: list[tuple[float, int]] = field(default_factory=list)
     counted_silent_ms: int = 0
 
     def silence_s(self) -> float:
@@ -101,17 +100,14 @@ def play(
     now_ns, asked_ns = START_NS, START_NS
     number = 0
 
-    def common(seconds: float) -> int:
-        return START_NS + round(seconds * NS_PER_S)
-
-    while now_ns < common(until_s):
+    until_ns = _common(until_s)
+    while now_ns < until_ns:
         while (ripe := timeline.take(now_ns)) is not None:
             for index, frame in enumerate(ripe.frames, ripe.first_index):
                 ticks[(timeline.time_ns(index) - START_NS) // TICK_NS] = made[frame.position_samples]
             if ripe.flags:
                 heard.marks.append(((now_ns - START_NS) / NS_PER_S, ripe.flags))
         heard.delays_ms.append(((now_ns - START_NS) / NS_PER_S, timeline.delay_ms))
-        heard.rates_ppm.append(((now_ns - START_NS) / NS_PER_S, timeline.rate_ppm))
         due_ns = timeline.due_ns(now_ns)
         if not timeline.wants_more(now_ns):
             assert due_ns is not None
@@ -121,7 +117,7 @@ def play(
             asked_ns = now_ns
             continue
         arrival = queue[0] if queue else None
-        came_ns = max(now_ns, common(arrival.at_s)) if arrival is not None else None
+        came_ns = max(now_ns, _common(arrival.at_s)) if arrival is not None else None
         if came_ns is None or (due_ns is not None and due_ns <= came_ns):
             if due_ns is None:
                 break
@@ -155,6 +151,10 @@ def play(
         heard.first_at_s = first * 0.02
         heard.made_s = [ticks.get(tick) for tick in range(first, min(last, round(until_s / 0.02)) + 1)]
     return heard
+
+
+def _common(at_s: float) -> int:
+    return START_NS + round(at_s * NS_PER_S)
 
 
 def station(
@@ -202,7 +202,7 @@ def in_order(arrivals: Iterable[Arrival]) -> list[Arrival]:
     found: list[Arrival] = []
     for one in arrivals:
         at_s = max(one.at_s, found[-1].at_s + DECODING_NS / NS_PER_S) if found else one.at_s
-        found.append(replace(one, at_s=at_s))
+        found.append(one if one.at_s == at_s else replace(one, at_s=at_s))
     return found
 
 
