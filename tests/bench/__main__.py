@@ -1,7 +1,7 @@
 """The benchmarks, one after the other, each a process of its own: python -m tests.bench [item ...].
 
 Tables go to the terminal, JSON and plots to `.run/bench/`. Soak and breaks are run only where they are named: they take
-half an hour and a quarter. One item that fails does not keep the others from running; the exit status tells. Ctrl-C
+nearly half an hour each. One item that fails does not keep the others from running; the exit status tells. Ctrl-C
 reaches the item as well: it is waited for, because it has processes to end.
 """
 

@@ -27,7 +27,7 @@ async def test_broadcasts_bench_gives_figures_for_worker_and_sender() -> None:
 
 async def test_breaks_bench_resumes_each_guild_that_breaks() -> None:
     """Each guild breaks as often as the others, each break is resumed, and memory is read along the way."""
-    broken = await breaks.measure(2, 4, round_s=1.0, looked_at_after_s=0)
+    broken = await breaks.measure(2, 4, stands_s=1.0, looked_at_after_s=0)
     assert broken.resumed == 4
     assert [reading.breaks for reading in broken.readings] == [0, 1, 2, 3, 4, 4]
     assert min(reading.private_kib for reading in broken.readings) > 0
