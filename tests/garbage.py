@@ -27,4 +27,4 @@ def look_minutes_later() -> None:
     """Something ended, and the time to look has come: after what was frozen is freed, or somebody holds it."""
     garbage = Garbage(lambda _: None)
     garbage.begin(0)
-    garbage.look(LOOKED_AT_EVERY_NS, sessions=0, established=0, changes=1)
+    garbage.look(LOOKED_AT_EVERY_NS, sessions=0, established=0, ended=1)

@@ -257,7 +257,7 @@ class FanoutWorker:
             self._clock.local.now_ns(),
             sessions=self._held,
             established=self._builder.rows_opened,
-            changes=self._sessions_opened + self._sessions_ended + self._voice.counters.websockets,
+            ended=self._sessions_ended + self._voice.counters.websockets_ended,
         )
 
     def _build_until(self, due: int) -> None:

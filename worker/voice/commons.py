@@ -25,8 +25,8 @@ class VoiceCounters:
     downgrades: int = 0
     ready_ms_max: int = 0
     """Longest time from somebody to talk to until the first frame could be encrypted."""
-    websockets: int = 0
-    """Opened; each leaves something behind when it ends."""
+    websockets_ended: int = 0
+    """And attempts to open one: each may leave garbage behind."""
     udp_paths_lost: int = 0
     malformed_messages: int = 0
 

@@ -304,9 +304,10 @@ class VoiceConnection:
             raise VoiceError(told, code=ErrorCode.VOICE_UNREACHABLE) from None
         with place as self._place:
             await self._may_open()
-            websocket = await self._connect()
-            self._shared.counters.websockets += 1
-            await self._talk(websocket)
+            try:
+                await self._talk(await self._connect())
+            finally:
+                self._shared.counters.websockets_ended += 1
 
     async def _connect(self) -> aiohttp.ClientWebSocketResponse:
         """Raises: VoiceError: the server cannot be reached."""
