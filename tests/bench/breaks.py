@@ -88,9 +88,10 @@ async def measure(
             on_reading(readings[-1])
 
         read(0)
-        broken = 0
+        broken, late_s = 0, 0.0
         for at_s, guild in _plan(guilds, stands_s):
-            await asyncio.sleep(begin_s + at_s - time.monotonic())
+            late_s += max(0.0, time.monotonic() - begin_s - at_s - late_s)  # never made up for: guilds have to stand
+            await asyncio.sleep(begin_s + at_s + late_s - time.monotonic())
             # a guild that lost its session, as on a machine that stood still, gets another one
             with suppress(EmulatorError, TimeoutError):
                 await pool.discord.fault(voices[guild].guild, "drop")
