@@ -1,10 +1,10 @@
 """What breaks leave behind: WebSockets of one worker's guilds break and are resumed, ten thousand times in all.
 
-    python -m tests.bench.breaks --guilds 100
+    python -m tests.bench.breaks --guilds 150
 
 Each guild breaks three times in a row, then it stands for half a minute: a session that breaks more often before that
 is given up. Guilds take turns. The worker's memory is read along the way, and once more after its last look at what
-ended. Guilds are voice channels with end-to-end encryption. It takes 22 minutes, longer on a machine that is busy.
+ended. Guilds are voice channels with end-to-end encryption. It takes 20 minutes, longer on a machine that is busy.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _draw(broken: Broken, figure: Figure) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--guilds", type=int, default=100)
+    parser.add_argument("--guilds", type=int, default=150)
     parser.add_argument("--breaks", type=int, default=10_000)
     options = parser.parse_args()
     broken = asyncio.run(measure(options.guilds, options.breaks, on_reading=_tell))
